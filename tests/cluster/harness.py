@@ -1,0 +1,176 @@
+"""Whole clusters for tests: `zcluster run` as an operator starts it, on a real port, observed from outside.
+
+A `Running` leaves nothing behind: `close` kills what a test has left and then asserts that no process, run-directory
+file or socket of it exists any more.
+"""
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+APPS = Path(__file__).parent.parent / "apps"
+ZCLUSTER = [sys.executable, "-m", "zcluster"]
+READY = re.compile(r"zcluster: ready on (\S+) \((\d+) workers, master (\d+)\)")
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 15.0, what: str = "") -> object:
+    """Poll until `condition()` is true and return its value; AssertionError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s} s: {what or condition}")
+        select.select([], [], [], 0.005)
+
+
+class Running:
+    """A cluster started with `zcluster run`, in a run directory of its own."""
+
+    def __init__(self, app: str, *options: str, workers: int = 2, fast: bool = True, base: Path | None = None,
+                 env: dict[str, str] | None = None, cwd: Path = APPS, wait: bool = True,
+                 bind: str = "127.0.0.1:0") -> None:  # fmt: skip
+        self.own_base = base is None
+        self.base = base or Path(tempfile.mkdtemp(prefix="zct-", dir="/dev/shm"))
+        periods = ["--heartbeat=0.1", "--hang-timeout=3", "--ledger-tick=0.05", "--dump-grace=0.2"] if fast else []
+        self.log_path = Path(tempfile.mkstemp(prefix="zct-", suffix=".log")[1])
+        self.command = [*ZCLUSTER, "run", app, f"--bind={bind}", f"--workers={workers}", f"--run-dir={self.base}",
+                        *periods, *options]  # fmt: skip
+        # The mark by which leftovers are found: it stands in the environment of every process of the cluster.
+        self.mark = f"ZCT_MARK={self.base}"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=subprocess.PIPE, stderr=log, cwd=cwd, stdin=subprocess.DEVNULL,
+                env={**os.environ, "ZCT_MARK": str(self.base), "PYTHONFAULTHANDLER": "1", **(env or {})},
+            )  # fmt: skip
+        self.url = ""
+        self.name = app.partition(":")[0]
+        if wait:
+            self.wait_ready()
+
+    # ---- what it says ----------------------------------------------------------------------------------------------
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def wait_ready(self, timeout_s: float = 20.0) -> str:
+        """Wait for the ready line; returns and keeps the URL."""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
+        line = self.process.stdout.readline().decode() if ready else ""
+        found = READY.search(line)
+        assert found, f"no ready line but {line!r}, exit {self.process.poll()}, log:\n{self.log}"
+        self.url = found[1]
+        return self.url
+
+    def ps(self) -> dict[str, object]:
+        """`zcluster ps --json`."""
+        out = subprocess.run([*ZCLUSTER, "ps", "--json", f"--run-dir={self.base}"], capture_output=True, timeout=20)
+        assert out.returncode == 0, out.stderr.decode() + self.log
+        return json.loads(out.stdout)
+
+    def workers(self, state: str = "ready") -> list[dict[str, object]]:
+        return [w for w in self.ps()["workers"] if w["state"] == state]
+
+    def counters(self) -> dict[str, int]:
+        return self.ps()["counters"]
+
+    # ---- what it does ----------------------------------------------------------------------------------------------
+    def get(self, path: str = "/", timeout_s: float = 10.0) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=timeout_s) as response:
+            return response.read().decode()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return host, int(port)
+
+    def connect(self, timeout_s: float = 10.0) -> socket.socket:
+        return socket.create_connection(self.address, timeout_s)
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = 20.0) -> int:
+        """Exit code of the launcher."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout_s} s, log:\n{self.log}") from None
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 20.0) -> int:
+        if self.process.poll() is None:
+            self.signal(number)
+        return self.wait(timeout_s)
+
+    def wait_log(self, pattern: str, timeout_s: float = 15.0) -> re.Match[str]:
+        try:
+            return wait_for(lambda: re.search(pattern, self.log), timeout_s)
+        except AssertionError:
+            raise AssertionError(f"{pattern!r} is not in the log after {timeout_s} s:\n{self.log}") from None
+
+    # ---- what is left ----------------------------------------------------------------------------------------------
+    def processes(self) -> list[int]:
+        """Every living process of this cluster, by the mark in its environment."""
+        return list(marked(self.mark))
+
+    def close(self) -> None:
+        """End it, and assert that nothing is left."""
+        try:
+            if self.process.poll() is None:
+                self.signal(signal.SIGTERM)
+                try:
+                    self.process.wait(15)
+                except subprocess.TimeoutExpired:
+                    pass
+            left = self.left_over()
+            for pid in self.processes():
+                os.kill(pid, signal.SIGKILL)
+            self.process.wait(5)
+            self.process.stdout.close()
+            assert not left, f"left behind: {left}\nlog:\n{self.log}"
+        finally:
+            if self.own_base:
+                shutil.rmtree(self.base, ignore_errors=True)
+            self.log_path.unlink(missing_ok=True)
+
+    def left_over(self) -> list[str]:
+        try:
+            wait_for(lambda: not self.processes(), 6.0)
+        except AssertionError:
+            return [f"{pid}: {Path(f'/proc/{pid}/cmdline').read_bytes()[-200:]!r}" for pid in self.processes()]
+        return []
+
+
+def marked(mark: str) -> Iterator[int]:
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            try:
+                if mark.encode() in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                    state = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0]
+                    if state not in "ZX":
+                        yield int(entry)
+            except OSError:
+                continue
+
+
+@contextmanager
+def running(app: str, *options: str, **more: object) -> Iterator[Running]:
+    cluster = Running(app, *options, **more)
+    try:
+        yield cluster
+    finally:
+        cluster.close()

@@ -1,0 +1,50 @@
+"""What people read: the tables of `ps` and `counters`."""
+
+import pytest
+
+from zcluster.core.messages import Snapshot, WorkerInfo
+from zcluster.roster import ps_form
+from zcluster.tables import _span, cluster_table, counters_table
+
+
+def test_the_table_of_ps():
+    """Head, counters, one line per worker in the order of slots, columns aligned."""
+    workers = (
+        WorkerInfo(12, 1, 1, 1, 4712, 1, "ready", 3, 1234567, 0, 8, 2, 30 << 20, 61.0, 0.0),
+        WorkerInfo(1, 0, 0, 1, 4711, 1, "suspect", 0, 5, 1, 1, 2, 0, 0.25, 12.34),
+    )
+    seen = Snapshot(
+        "app", ("http://127.0.0.1:8000", "unix:/a"), 2, 1, "running", 10, 11, 0, {"b": 1, "a": 12000}, workers
+    )
+    assert cluster_table(ps_form(seen)).splitlines() == [
+        "app  running  http://127.0.0.1:8000  unix:/a",
+        "epoch 2  generation 1  launcher 10  master 11  zygote -",
+        "",
+        "a  12,000",
+        "b       1",
+        "",
+        "ID  SLOT  PID   STATE    GEN   REQUESTS  IN FLIGHT  CONNS  THREADS     RSS  UPTIME  RESTARTS  OLDEST",
+        "1   0     4711  suspect  1            5          1      1        2       -    0.2s         0   12.3s",
+        "12  1     4712  ready    1    1,234,567          0      8        2  30 MiB   1m 1s         3       -",
+    ]
+
+
+def test_no_counters_is_said():
+    """An empty table is not an empty line."""
+    assert counters_table({}) == "no counters"
+
+
+@pytest.mark.parametrize(
+    ("span_s", "text"),
+    [
+        (0, "0.0s"),
+        (59.9, "59.9s"),
+        (60, "1m 0s"),
+        (3599, "59m 59s"),
+        (3600, "1h 0m"),
+        (86400 * 9 + 4 * 3600, "9d 4h"),
+    ],
+)
+def test_times_are_shown_with_two_units(span_s, text):
+    """Short enough for a column, precise enough to act on."""
+    assert _span(span_s) == text

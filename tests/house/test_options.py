@@ -1,0 +1,47 @@
+"""Every option of the configuration is an option of the command line, with a help text, and the other way round."""
+
+import click
+import pytest
+
+from zcluster.cli import cli
+from zcluster.config import Config, Option, options
+
+RUN = cli.commands["run"]
+
+
+@pytest.mark.parametrize("option", list(options()), ids=lambda option: option.field)
+def test_each_field_has_help_and_a_flag(option: Option):
+    """A field is described in a sentence and offered by `zcluster run` under the flags it names."""
+    assert option.help.endswith(".")
+    assert option.help[0].isupper() or option.help.startswith("tmpfs")
+    parameter = next(p for p in RUN.params if p.name == option.field)
+    if option.flags:
+        assert all(flag.startswith("-") for flag in option.flags)
+        assert {*parameter.opts, *parameter.secondary_opts} == set(option.flags)
+    else:
+        assert isinstance(parameter, click.Argument)
+
+
+def test_the_command_line_has_no_option_of_its_own():
+    """`run` offers the fields of Config and nothing beside them."""
+    assert [parameter.name for parameter in RUN.params] == list(Config.__struct_fields__)
+
+
+def test_no_flag_means_two_things():
+    """Every flag belongs to one option."""
+    flags = [flag for option in options() for flag in option.flags]
+    assert len(flags) == len(set(flags))
+
+
+def test_times_carry_their_unit():
+    """Fields that are seconds say so in their names, and their flags take seconds."""
+    for option in options():
+        assert (option.type is float) == option.field.endswith("_s") == (option.metavar == "SECONDS"), option.field
+
+
+def test_help_names_every_option():
+    """`zcluster run --help` is complete."""
+    with click.Context(RUN, info_name="zcluster run") as context:
+        text = RUN.get_help(context)
+    for option in options():
+        assert all(flag in text for flag in option.flags)

@@ -1,0 +1,275 @@
+"""SIGKILL against counting: at random instants, at every bytecode, over generations of successors in one lane.
+
+The rule everywhere: acknowledged <= total <= attempted, and no reader ever sees a total shrink.
+"""
+
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from ledger_support import BOOT, be_worker, be_worker_in_memory, in_child, kill, reap, start, until
+
+from zcluster import counter, current
+from zcluster.core.ledger import Ledger, LedgerError
+from zcluster.counter import Counter
+from zcluster.unix.ledgerfile import create, open_ledger
+
+IDS = {"ledger_id": b"L" * 16, "boot_id": BOOT}
+SEED = random.randrange(2**32)
+TOOL = 4  # of sys.monitoring: an id that no debugger or profiler reserves
+ATTEMPTED, ACKED = 0, 512  # words of the tally; + lane
+
+
+@pytest.fixture
+def folder():
+    path = Path(tempfile.mkdtemp(prefix="zc-", dir="/dev/shm"))
+    create(path / "ledger", lanes=8, counters=8, **IDS).close()
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def tally():
+    """Shared words in which a child notes what it attempts and what was acknowledged."""
+    with mmap.mmap(-1, 8192) as block, memoryview(block).cast("B").cast("Q") as words:
+        yield words
+
+
+def count(folder, tally, lane, limit=None):
+    """A worker: attempts, counts, acknowledges, for ever or `limit` times."""
+    be_worker(folder, lane)
+    requests = Counter("requests")
+    done = 0
+    while limit is None or done < limit:
+        tally[ATTEMPTED + lane] += 1
+        requests.incr()
+        tally[ACKED + lane] += 1
+        done += 1
+
+
+def acked(tally):
+    return sum(tally[ACKED : ACKED + 8])
+
+
+def attempted(tally):
+    return sum(tally[ATTEMPTED : ATTEMPTED + 8])
+
+
+def test_forty_kills_at_random_instants(folder, tally):
+    """One lane, forty successors, each killed in the middle: acked <= cell <= acked + kills, never shrinking."""
+    chance = random.Random(SEED)
+    file = open_ledger(folder / "ledger")
+    before = 0
+    for kills in range(1, 41):
+        pid = start(count, folder, tally, 0)
+        goal = tally[ACKED] + chance.randrange(1, 3000)
+        until(lambda goal=goal: tally[ACKED] >= goal, "progress")
+        kill(pid)
+        cell = file.ledger.cell(0, 0)
+        assert tally[ACKED] <= cell <= tally[ATTEMPTED] <= tally[ACKED] + kills, f"seed {SEED}"
+        assert cell >= before
+        before = cell
+    assert in_child(_count_and_sum, folder, tally, 0) == before + 10
+    file.close()
+
+
+def _count_and_sum(folder, tally, lane):
+    count(folder, tally, lane, limit=10)
+    return Counter("requests").value
+
+
+def test_lanes_are_inherited_over_many_kills_while_a_reader_watches(folder, tally):
+    """Three lanes, ninety kills with immediate successors; a concurrent reader sees only growing totals within the
+    bounds at every single read."""
+    chance = random.Random(SEED)
+    file = open_ledger(folder / "ledger", writable=False)
+    workers = {lane: start(count, folder, tally, lane) for lane in range(3)}
+    last = kills = reads = 0
+    due = 0.0
+    end = time.monotonic() + 30
+    while kills < 90:
+        assert time.monotonic() < end
+        low = acked(tally)
+        total = file.ledger.totals().get("requests", 0)
+        high = attempted(tally)
+        assert low <= total <= high, f"seed {SEED}"
+        assert total >= last
+        last, reads = total, reads + 1
+        if time.monotonic() >= due:
+            due = time.monotonic() + chance.uniform(0.0, 0.03)
+            lane = chance.randrange(3)
+            kill(workers[lane])
+            kills += 1
+            workers[lane] = start(count, folder, tally, lane)
+    for pid in workers.values():
+        kill(pid)
+    total = file.ledger.total(0)
+    assert acked(tally) <= total <= attempted(tally) <= acked(tally) + kills + 3
+    assert reads > 200
+    assert total > 1000
+    file.close()
+
+
+def test_a_lane_is_never_shared(folder, tally):
+    """While its owner lives a lane cannot be locked by a successor; when it is killed it can at once."""
+    pid = start(count, folder, tally, 5)
+    until(lambda: tally[ACKED + 5] > 0, "the owner counts")
+
+    def successor():
+        from zcluster.unix.locks import LockFile
+
+        locks = LockFile(folder / "locks")
+        assert not locks.try_lock(5)
+        assert locks.owner(5) == pid
+        kill_from_child(pid)
+        until(lambda: locks.try_lock(5), "the lane is free")
+        return True
+
+    assert in_child(successor)
+    assert reap(pid) == -signal.SIGKILL
+
+
+def kill_from_child(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+def arm(after):
+    """SIGKILL this process before its bytecode number `after` from here on, in whatever function it is."""
+    left = after
+
+    def count_down(*_):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if sys.version_info >= (3, 12):
+        sys.monitoring.use_tool_id(TOOL, "killer")
+        sys.monitoring.register_callback(TOOL, sys.monitoring.events.INSTRUCTION, count_down)
+        sys.monitoring.set_events(TOOL, sys.monitoring.events.INSTRUCTION)
+        return
+
+    def trace(frame, event, arg):
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            count_down()
+        return trace
+
+    sys.settrace(trace)
+
+
+def disarm():
+    """Survived."""
+    if sys.version_info >= (3, 12):
+        sys.monitoring.set_events(TOOL, 0)
+    else:
+        sys.settrace(None)
+
+
+def at_every_bytecode(body, judge, limit=6000):
+    """Run `body(arm_now)` in children, each killed one bytecode later than the last, until one survives."""
+    for after in range(limit):
+
+        def child(after=after):
+            body(lambda: arm(after))
+
+        code = reap(start(child))
+        judge(code)
+        if code == 0:
+            return after
+        assert code == -signal.SIGKILL
+    raise AssertionError(f"still not through after {limit} bytecodes")
+
+
+def block_of(base):
+    block = mmap.mmap(-1, Ledger.size_bytes(2, 2))
+    Ledger.format(block, lanes=2, counters=2, base=base, **IDS).release()
+    return block
+
+
+def test_a_kill_at_every_bytecode_of_incr(tmp_path):
+    """The cell holds 41 or 42, and 42 whenever the call had returned; a successor goes on from it."""
+    block = block_of({"requests": 0})
+    ledger = Ledger(block)
+    ledger.use_lane(0)
+    cell = ledger.lane(0).cells
+    seen = set()
+
+    def body(arm_now):
+        be_worker_in_memory(block, tmp_path / "locks")
+        counter.bind_all()
+        current.wake = lambda: None
+        requests = Counter("requests")
+        arm_now()
+        requests.incr()
+        disarm()
+        assert cell[0] == 42
+
+    def judge(code):
+        assert cell[0] in ((41, 42) if code else (42,))
+        seen.add(cell[0])
+        cell[0] = 41
+
+    cell[0] = 41
+    boundaries = at_every_bytecode(body, judge)
+    assert seen == {41, 42}
+    assert boundaries > 30
+
+
+def test_a_kill_at_every_bytecode_of_the_first_incr(tmp_path):
+    """The same when the name has to be registered first: no half-written name, no lock that stays."""
+    block = block_of({})
+    ledger = Ledger(block)
+    ledger.use_lane(0)
+    cells = ledger.lane(0).cells
+    words = ledger.words[: len(ledger.words)]
+    pristine = words.tobytes()
+    outcomes = set()
+
+    def body(arm_now):
+        be_worker_in_memory(block, tmp_path / "locks")
+        requests = Counter("first of its name")
+        arm_now()
+        requests.incr()
+        disarm()
+
+    def judge(code):
+        reader = Ledger(block)
+        names, cell = reader.names(), cells[0]
+        assert (names, cell) in (((), 0), (("first of its name",), 0), (("first of its name",), 1))
+        assert code or cell == 1
+        outcomes.add((names, cell))
+        memoryview(block)[: len(pristine)] = pristine
+
+    at_every_bytecode(body, judge)
+    assert len(outcomes) == 3
+
+
+def test_a_kill_at_every_bytecode_of_format():
+    """A ledger is complete or it is none."""
+    size = Ledger.size_bytes(2, 2)
+    block = mmap.mmap(-1, size)
+    outcomes = set()
+
+    def body(arm_now):
+        arm_now()
+        Ledger.format(block, lanes=2, counters=2, base={"a": 7, "b": 2**40}, **IDS)
+        disarm()
+
+    def judge(code):
+        try:
+            outcomes.add(str(Ledger(block).totals()))
+        except LedgerError:
+            assert code
+            outcomes.add("none")
+        memoryview(block)[:] = bytes(size)
+
+    at_every_bytecode(body, judge)
+    assert outcomes == {"none", str({"a": 7, "b": 2**40})}

@@ -1,0 +1,401 @@
+"""The launcher: parent and only reaper of every process, keeper of the sockets, starter of masters.
+
+Theory of operation. One thread, no ZeroMQ, no code of the app: the part that must never fail. It decides nothing
+about workers. It tells the master what the kernel says (deaths) and what the operator says (signals), as numbered
+messages that are repeated to the next master until one has acknowledged them, and it starts what a master asks for:
+zygotes and services. When the master dies it starts another; when the master ends with a final code it ends the rest.
+
+Invariant: whatever order processes die in, nothing of the cluster outlives the launcher's return.
+"""
+
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from zcluster.config import Config
+from zcluster.core import messages as m
+from zcluster.errors import AppError, BusError, ClusterError, ConfigError, RestartLimitReached, SpawnError
+from zcluster.unix import process
+from zcluster.unix.channel import Channel
+from zcluster.unix.logs import log_to_stderr, say
+from zcluster.unix.offspring import Child, exec_child, fork_child
+from zcluster.unix.process import BLOCKED, Death
+from zcluster.unix.signals import Signals, name_of
+from zcluster.unix.site import Site, prepare
+from zcluster.unix.strays import Strays
+
+log = logging.getLogger("zcluster.launcher")
+
+FINAL_CODES = frozenset({0, 2, 3, 4, 5})  # a master that ends with one of these is not restarted
+MASTER_PAUSE_S, MASTER_PAUSE_MAX_S = 0.1, 5.0  # before a restart; "for ever", so the cap is low
+MASTER_SETTLED_S = 5.0  # a master that lived this long starts the pauses anew
+CHECK_S = 1.0  # how often the master's tick is looked at
+LEAVE_S = 5.0  # zygotes and services at the end; the checkpoint writer needs a disk's time
+OVERRUN_S = (
+    10.0  # beyond the drain deadline of a stop: a new master's start, a dump, a kill. Then the launcher kills.
+)
+
+ZygoteMain = Callable[[int], int]  # (control fd) -> exit code; for an app that lives only in this process's memory
+
+
+def run(
+    config: Config,
+    *,
+    announce: bool = True,
+    owner_fd: int = -1,
+    handle: Channel | None = None,
+    zygote_main: ZygoteMain | None = None,
+) -> int:
+    """Run a cluster until it has ended; returns its exit code, 0 for a clean stop.
+
+    Call it in the main thread of a process with one thread, with `process.BLOCKED` blocked. `announce` prints the
+    ready line on stdout. `owner_fd` is the pidfd of the process for which the cluster runs: when it ends, so does the
+    cluster. `handle` is told where the cluster is (Boot). `zygote_main` makes zygotes by fork instead of exec.
+    Raises ConfigError, AppError, SpawnError or RestartLimitReached when it cannot start or gives up.
+    """
+    signals = Signals(BLOCKED)
+    log_to_stderr("launcher", config.log_level)
+    process.set_title("zc-launcher")
+    site = prepare(config)  # signals stay blocked: one that comes now waits for the loop
+    launcher = Launcher(site, signals, announce=announce, owner_fd=owner_fd, handle=handle, zygote_main=zygote_main)
+    return launcher.run()
+
+
+def main(control_fd: int, owner_fd: int) -> int:
+    """A launcher of its own process, started by a handle: its first message is a Boot with the configuration."""
+    channel = Channel.of_fd(control_fd)
+    boot = channel.first_message()
+    if not isinstance(boot, m.Boot):
+        raise BusError(f"the first message to a launcher was {type(boot).__name__}, not Boot")
+    return serve_handle(msgspec.msgpack.decode(boot.config, type=Config), channel, owner_fd)
+
+
+def serve_handle(config: Config, handle: Channel, owner_fd: int, zygote_main: ZygoteMain | None = None) -> int:
+    """`run` for the process at the other end of `handle`; errors are told to it, not printed."""
+    os.set_inheritable(owner_fd, False)
+    try:
+        return run(config, announce=False, owner_fd=owner_fd, handle=handle, zygote_main=zygote_main)
+    except ClusterError as error:
+        handle.send(m.Failed(error.exit_code, str(error)))
+        return error.exit_code
+
+
+@dataclass
+class Launcher:
+    """The loop; everything it knows is here."""
+
+    site: Site
+    signals: Signals
+    announce: bool
+    owner_fd: int
+    handle: Channel | None
+    zygote_main: ZygoteMain | None
+    master: Child | None = None
+    zygotes: dict[int, Child] = field(default_factory=dict)  # by generation
+    services: dict[str, Child] = field(default_factory=dict)  # by kind
+    strays: Strays = field(default_factory=Strays)
+    unacknowledged: dict[int, m.Died] = field(default_factory=dict)
+    numbers: int = 0
+    stop: m.Stop | None = None
+    stop_deadline: float = float("inf")
+    final: int | None = None
+    failure: str = ""
+    crashes: int = 0  # of masters in a row
+    started: bool = False  # a master was
+    master_due: float = 0.0
+    tick_seen: int = 0
+    tick_stale_s: float = 0.0
+    checked: float = 0.0
+    has_terminal: bool = field(default_factory=lambda: _has_terminal())
+
+    def run(self) -> int:
+        """Serve until a master has ended for good, then end everything else."""
+        process.become_subreaper()
+        self.signals.unblock()
+        if self.handle is not None:
+            self.handle.send(self._boot())
+        try:
+            while self.final is None:
+                self._turn(time.monotonic())
+        finally:
+            self._end_the_rest()
+        return self._result(self.final)
+
+    # ---- one turn --------------------------------------------------------------------------------------------------
+    def _turn(self, now: float) -> None:
+        if self.stop is not None and not self.started:
+            self.final = 0  # stopped before anything was started
+            return
+        if self.master is None and now >= self.master_due:
+            self._start_master(now)
+        self._wait(now)
+        now = time.monotonic()
+        for number in self.signals.take():
+            self._on_signal(number, now)
+        for death in process.reap():
+            self._on_death(death, now)
+        if self.master is not None:
+            for message, fds in self.master.channel.receive():
+                self._on_message(message, fds, now)
+        self.strays.sweep(now)
+        self._check_master(now)
+        if now >= self.stop_deadline:
+            log.error("the stop has taken too long; killing what is left")
+            self.final = 70
+
+    def _wait(self, now: float) -> None:
+        poller = select.poll()
+        poller.register(self.signals.fileno(), select.POLLIN)
+        if self.owner_fd >= 0:
+            poller.register(self.owner_fd, select.POLLIN)
+        if self.master is not None and not self.master.channel.closed:
+            channel = self.master.channel
+            poller.register(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.backlog else 0))
+        due = min(self.checked + CHECK_S, self.stop_deadline)
+        if self.master is None:
+            due = min(due, self.master_due)
+        ready = dict(poller.poll(max(0.0, due - now) * 1000 + 1))
+        if self.master is not None:
+            self.master.channel.flush()
+        if self.owner_fd in ready:
+            os.close(self.owner_fd)
+            self.owner_fd = -1
+            self._ask_to_stop(m.Stop(quick=False, why="the process that started it has ended"), time.monotonic())
+
+    # ---- what arrives ----------------------------------------------------------------------------------------------
+    def _on_signal(self, number: int, now: float) -> None:
+        if number == signal.SIGCHLD:
+            return  # reap() runs every turn
+        if number == signal.SIGTERM or (number == signal.SIGHUP and self.has_terminal):
+            self._ask_to_stop(m.Stop(quick=False, why=name_of(number)), now)
+        elif number in (signal.SIGINT, signal.SIGQUIT):
+            self._ask_to_stop(m.Stop(quick=True, why=name_of(number)), now)
+        else:
+            log.warning("%s does nothing in this release", name_of(number))
+
+    def _ask_to_stop(self, wish: m.Stop, now: float) -> None:
+        """A first wish drains, a second one hurries: whatever it was, nobody asks twice for a slow end."""
+        if self.stop is not None:
+            wish = m.Stop(quick=True, why=wish.why)
+            if self.stop.quick:
+                return
+        log.info("stopping%s: %s", " quickly" if wish.quick else "", wish.why)
+        self.stop = wish
+        config = self.site.config
+        self.stop_deadline = now + (config.quick_timeout_s if wish.quick else config.graceful_timeout_s) + OVERRUN_S
+        if self.master is not None:
+            self.master.channel.send(wish)
+
+    def _on_death(self, death: Death, now: float) -> None:
+        if self.master is not None and death.pid == self.master.pid:
+            self._on_master_death(death, now)
+            return
+        self._forget_child(death.pid)
+        self.numbers += 1
+        told = m.Died(self.numbers, death.pid, death.start, death.code, death.signal)
+        self.unacknowledged[told.number] = told
+        if self.master is not None:
+            self.master.channel.send(told)
+        self.strays.reaped(death.pid, death.start)
+        self.strays.left_by(death, now)
+
+    def _forget_child(self, pid: int) -> None:
+        """Close the control channel of a zygote or service that died; nothing happens for a worker or a stranger."""
+        for generation, zygote in list(self.zygotes.items()):
+            if zygote.pid == pid:
+                zygote.channel.close()
+                del self.zygotes[generation]
+        for kind, service in list(self.services.items()):
+            if service.pid == pid:
+                service.channel.close()
+                del self.services[kind]
+
+    def _on_master_death(self, death: Death, now: float) -> None:
+        assert self.master is not None
+        for message, fds in self.master.channel.receive():  # its last words
+            self._on_message(message, fds, now)
+        self.master.channel.close()
+        settled = now - self.master.since >= MASTER_SETTLED_S
+        self.master = None
+        if death.code in FINAL_CODES:
+            self.final = death.code
+            return
+        self.crashes = 0 if settled else min(self.crashes + 1, 10)
+        pause = min(MASTER_PAUSE_S * 2**self.crashes, MASTER_PAUSE_MAX_S)
+        if self.stop is not None:  # the operator waits for the end, and only a master can drain
+            pause = MASTER_PAUSE_S
+        self.master_due = now + pause
+        how = f"exit code {death.code}" if death.signal is None else name_of(death.signal)
+        log.error("Master %d died. %s; workers go on serving, a new master starts in %.1f s", death.pid, how, pause)
+
+    def _on_message(self, message: m.Control, fds: list[int], now: float) -> None:
+        for fd in fds:  # a master sends none
+            os.close(fd)
+        match message:
+            case m.Received(number=number):
+                self.unacknowledged.pop(number, None)
+            case m.StartZygote(generation=generation):
+                self._start_zygote(generation, now)
+            case m.StartService(kind=kind):
+                self._start_service(kind, now)
+            case m.Stop():
+                self._ask_to_stop(message, now)
+            case m.Running(workers=workers):
+                if self.announce and self.master is not None:
+                    say(f"zcluster: ready on {self.site.urls[0]} ({workers} workers, master {self.master.pid})")
+            case m.Failed(text=text):
+                self.failure = text
+            case _:
+                log.error("the master sent %s, which is not for a launcher", type(message).__name__)
+
+    # ---- starting --------------------------------------------------------------------------------------------------
+    def _boot(self, generation: int = 0, kind: str = "") -> m.Boot:
+        me = os.getpid()
+        return m.Boot(
+            config=msgspec.Raw(msgspec.msgpack.encode(self.site.config)),
+            run_dir=str(self.site.path),
+            urls=self.site.urls,
+            launcher_pid=me,
+            launcher_start=process.start_time(me),
+            generation=generation,
+            listener_fds=tuple(listener.sock.fileno() for listener in self.site.listeners),
+            kind=kind,
+        )
+
+    def _start_master(self, now: float) -> None:
+        try:
+            self.master = exec_child("master", self.site.rundir.name, self._boot(), (), now)
+        except SpawnError as error:
+            self.crashes = min(self.crashes + 1, 10)
+            self.master_due = now + min(MASTER_PAUSE_S * 2**self.crashes, MASTER_PAUSE_MAX_S)
+            log.error("%s; trying again in %.1f s", error, self.master_due - now)
+            return
+        self.started = True
+        self.tick_stale_s = 0.0
+        channel = self.master.channel
+        for generation, zygote in self.zygotes.items():
+            self._tell_zygote(generation, zygote)
+        for kind, service in self.services.items():
+            channel.send(m.ServiceUp(kind, service.pid, service.start))
+        for told in self.unacknowledged.values():
+            channel.send(told)
+        if self.stop is not None:
+            channel.send(self.stop)
+        channel.send(m.Proceed())
+
+    def _tell_zygote(self, generation: int, zygote: Child) -> None:
+        if self.master is not None:
+            message = m.ZygoteUp(generation, zygote.pid, zygote.start)
+            self.master.channel.send(message, [zygote.channel.fileno()])
+
+    def _start_zygote(self, generation: int, now: float) -> None:
+        if generation in self.zygotes:  # asked for by a master that died before it was told
+            self._tell_zygote(generation, self.zygotes[generation])
+            return
+        boot = self._boot(generation)
+        try:
+            if self.zygote_main is None:
+                zygote = exec_child("zygote", self.site.rundir.name, boot, boot.listener_fds, now)
+            else:
+                zygote = fork_child(self.zygote_main, boot, boot.listener_fds, now)
+        except SpawnError as error:
+            log.error("%s", error)
+            if self.master is not None:  # it tries again in its own time
+                self.master.channel.send(m.Failed(SpawnError.exit_code, f"zygote {generation}: {error}"))
+            return
+        self.zygotes[generation] = zygote
+        self._tell_zygote(generation, zygote)
+
+    def _start_service(self, kind: str, now: float) -> None:
+        if kind not in self.services:
+            try:
+                self.services[kind] = exec_child("service", self.site.rundir.name, self._boot(kind=kind), (), now)
+            except SpawnError as error:
+                log.error("%s", error)
+                return
+        service = self.services[kind]
+        if self.master is not None:
+            self.master.channel.send(m.ServiceUp(kind, service.pid, service.start))
+
+    # ---- watching and ending ---------------------------------------------------------------------------------------
+    def _check_master(self, now: float) -> None:
+        """Kill a master whose tick stands still. Time in which we did not run ourselves does not count against it."""
+        if now - self.checked < CHECK_S:
+            return
+        attended_s = min(now - self.checked, 2 * CHECK_S)
+        self.checked = now
+        if self.master is None:
+            return
+        tick = self.site.ledger.ledger.master_tick_ns
+        self.tick_stale_s = 0.0 if tick != self.tick_seen else self.tick_stale_s + attended_s
+        self.tick_seen = tick
+        if self.tick_stale_s > self.site.config.master_timeout_s:
+            log.error("Master %d has not run for %.0f s; killing it", self.master.pid, self.tick_stale_s)
+            process.send_signal(self.master.pid, self.master.start, signal.SIGKILL)
+            self.tick_stale_s = 0.0
+
+    def _end_the_rest(self) -> None:
+        """Zygotes and services leave, then whatever is still there is killed; sockets and files go last."""
+        deadline = time.monotonic() + LEAVE_S
+        orderly = self.final in FINAL_CODES
+        for zygote in self.zygotes.values():
+            zygote.channel.close()  # end of file on its control socket: the master's copy is closed as well
+        for service in self.services.values():
+            service.channel.send(m.Stop(quick=not orderly))
+        kept = False
+        while orderly and (self.zygotes or self.services or self.strays) and time.monotonic() < deadline:
+            self._await_signal(0.1)
+            for death in process.reap():
+                kept |= self._is_failed_service(death)
+                self._on_death(death, time.monotonic())
+            self.strays.sweep(time.monotonic())
+        kept |= bool(self.services)
+        self._kill_all()
+        self.site.close(keep_ledger=kept)
+
+    def _is_failed_service(self, death: Death) -> bool:
+        return death.code != 0 and any(service.pid == death.pid for service in self.services.values())
+
+    def _await_signal(self, timeout_s: float) -> None:
+        poller = select.poll()
+        poller.register(self.signals.fileno(), select.POLLIN)
+        poller.poll(timeout_s * 1000)
+        self.signals.take()
+
+    def _kill_all(self) -> None:
+        """SIGKILL every child, adopted ones included, until the kernel says there is none."""
+        deadline = time.monotonic() + LEAVE_S
+        while time.monotonic() < deadline:
+            children = [found for found in process.processes() if found.ppid == os.getpid()]
+            if not children:
+                return
+            for child in children:
+                if child.state not in "ZX":
+                    log.debug("killing %d", child.pid)
+                    process.send_signal(child.pid, child.start, signal.SIGKILL)
+            for _death in process.reap():
+                pass
+            self._await_signal(0.01)
+        log.error("some processes cannot be killed (in uninterruptible sleep?)")
+
+    def _result(self, code: int) -> int:
+        """The exit code, or the error that stands for it."""
+        for kind in (ConfigError, AppError, SpawnError, RestartLimitReached):
+            if code == kind.exit_code and self.failure:
+                raise kind(self.failure)
+        return code
+
+
+def _has_terminal() -> bool:
+    """Is there a controlling terminal, whose end SIGHUP announces (tty(4))?"""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

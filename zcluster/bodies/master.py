@@ -1,0 +1,443 @@
+"""The master: owns ROUTER, PUB and PULL, and supervises by asking.
+
+Theory of operation. One loop, one thread, one place to wait. Everything that happens (a message, a death that the
+launcher reports, a zygote's answer, time) becomes one event for `core.fleet`, which answers with commands; this
+module performs them. It never imports the app, never forks, reaps nothing, and can be killed at any instruction: what
+the next master must know lies in the ledger (epoch, next id, who owns which lane), with the launcher (deaths, the
+wish to stop) and with the zygote (forks).
+
+Invariant: nothing here waits for anybody. The loop comes round at least every ledger tick, and says so in the ledger.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from zcluster.bus.hub import Arrival, Hub
+from zcluster.config import Config
+from zcluster.core import fleet_events as f
+from zcluster.core import messages as m
+from zcluster.core.fleet import Fleet
+from zcluster.core.snapshot import fleet_snapshot
+from zcluster.errors import BusError
+from zcluster.unix import leash, process
+from zcluster.unix.channel import Channel
+from zcluster.unix.ledgerfile import open_ledger
+from zcluster.unix.locks import MASTER_BYTE, LockFile
+from zcluster.unix.logs import log_to_stderr
+from zcluster.unix.signals import Signals
+
+log = logging.getLogger("zcluster.master")
+
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+PUBLISH_S = 0.05  # totals go out at once, then at most 20 times a second: a person sees no more, a bus gains a lot
+RECENT = 1000  # events a handle may have missed while it was stopped; older ones it is told are lost
+ORPHAN_TICK_S = 0.05  # without a launcher nobody reports deaths: look for them
+
+
+@dataclass
+class Peer:
+    """Who speaks on a link."""
+
+    pid: int
+    role: str
+    worker: int = 0  # its id
+
+
+def main(control_fd: int) -> int:
+    """Run a master; returns its exit code."""
+    signals = Signals(HEARD)
+    channel = Channel.of_fd(control_fd)
+    boot = channel.first_message()
+    if not isinstance(boot, m.Boot):
+        raise BusError(f"the first message to a master was {type(boot).__name__}, not Boot")
+    config = msgspec.msgpack.decode(boot.config, type=Config)
+    log_to_stderr("master", config.log_level)
+    process.set_title("zc-master")
+    run_dir = Path(boot.run_dir)
+    leash_fd = leash.hold(run_dir / "leash")
+    locks = LockFile(run_dir / "locks")
+    if not locks.try_lock(MASTER_BYTE):
+        log.critical("process %s is the master of this cluster already", locks.owner(MASTER_BYTE))
+        return os.EX_SOFTWARE
+    master = Master(boot, config, channel, signals, locks)
+    try:
+        return master.run()
+    finally:
+        master.hub.close()
+        os.close(leash_fd)
+
+
+class Master:
+    """The loop and what it performs with."""
+
+    def __init__(self, boot: m.Boot, config: Config, channel: Channel, signals: Signals, locks: LockFile) -> None:
+        self.boot, self.config, self.channel, self.signals, self.locks = boot, config, channel, signals, locks
+        self.launcher_fd = os.pidfd_open(boot.launcher_pid)
+        self.ledger = open_ledger(Path(boot.run_dir) / "ledger").ledger
+        self.ledger.master_tick_ns = time.monotonic_ns()
+        self.ledger.epoch += 1  # before the sockets are bound: who hears us knows that the old one is gone
+        self.ledger.master_pid, self.ledger.master_start = os.getpid(), process.start_time(os.getpid())
+        self.hub = Hub(boot.run_dir, self.ledger.epoch)
+        self.fleet = Fleet(_settings(config), self.ledger.epoch, max(1, self.ledger.next_worker_id), _jitter)
+        self.peers: dict[bytes, Peer] = {}
+        self.links: dict[int, bytes] = {}  # worker id -> link
+        self.zygotes: dict[int, tuple[int, Channel]] = {}  # generation -> pid, control socket
+        self.services: dict[str, int] = {}  # kind -> pid
+        self.recent: deque[m.Event] = deque(maxlen=RECENT)
+        self.published: dict[str, int] = {}
+        self.totals_dirty = True
+        self.totals_due = self.tick_due = self.beat_due = 0.0
+        self.proceeding = False
+        self.launcher_gone = False
+        self.final: f.Finish | None = None
+        for fd in (channel.fileno(), self.launcher_fd, signals.fileno()):
+            self.hub.register(fd)
+
+    def run(self) -> int:
+        """Turn until the fleet says Finish."""
+        while self.final is None:
+            before = time.monotonic()
+            timeout_s = max(0.0, min(self.tick_due, self.totals_due if self.totals_dirty else self.tick_due) - before)
+            arrivals, ready = self.hub.poll(timeout_s)
+            now = time.monotonic()
+            lag_s = now - before - timeout_s
+            if lag_s > self.config.heartbeat_s:
+                log.warning("the master did not run for %.1f s; nobody is judged for it", lag_s)
+                self._step(f.Lagged(lag_s))
+            for arrival in arrivals:
+                self._on_arrival(arrival)
+            self._ready_fds(ready)
+            self._periodic(time.monotonic())
+        if self.final.code:
+            self.channel.send(m.Failed(self.final.code, self.final.text))
+        return self.final.code
+
+    # ---- what happens ----------------------------------------------------------------------------------------------
+    def _ready_fds(self, ready: list[int]) -> None:
+        self.signals.take()  # ours mean nothing: only the launcher interprets signals
+        if self.channel.fileno() in ready:
+            self._control(self.channel.receive())
+        if self.launcher_fd in ready or self.channel.closed:
+            self._launcher_gone()
+        for generation, (_pid, channel) in list(self.zygotes.items()):
+            if channel.fileno() in ready:
+                for message, _fds in channel.receive():
+                    self._on_zygote(generation, message)
+                if channel.closed:
+                    self._drop_zygote(generation)
+        self.channel.flush()
+
+    def _launcher_gone(self) -> None:
+        if self.launcher_gone:
+            return
+        self.launcher_gone = True
+        log.error("the launcher is gone; draining everything")
+        self.hub.unregister(self.launcher_fd)
+        if self.channel.fileno() >= 0:
+            self.hub.unregister(self.channel.fileno())
+        self._step(f.LauncherGone())
+
+    def _control(self, arrived: list[tuple[m.Control, list[int]]]) -> None:
+        for message, fds in arrived:
+            match message:
+                case m.ZygoteUp(generation=generation, pid=pid):
+                    self._zygote_up(generation, pid, Channel.of_fd(fds.pop()))
+                case m.ServiceUp(kind=kind, pid=pid):
+                    self.services[kind] = pid
+                case m.Proceed():
+                    self._proceed()
+                case m.Died(number=number):
+                    self._on_death(message)
+                    self.channel.send(m.Received(number))
+                case m.Stop(quick=quick, why=why):
+                    self._step(f.Stop(quick, why))
+                case m.Failed(text=text):
+                    log.error("%s", text)
+                    self._step(f.ZygoteDied(max(self.fleet.generation, 1)))
+                case _:
+                    log.error("the launcher sent %s, which is not for a master", type(message).__name__)
+            for fd in fds:
+                os.close(fd)
+
+    def _proceed(self) -> None:
+        """All that stood before this master has been told: look at the lanes and begin."""
+        adopted, foreign = [], set()
+        for lane in range(self.ledger.used_lanes):
+            owner = self.locks.owner(lane)
+            if owner is None:
+                continue
+            info = self.ledger.lane(lane).info()
+            if info is not None and info.pid == owner:
+                adopted.append(info)
+            else:
+                foreign.add(lane)
+        self.proceeding = True
+        generation = max(self.zygotes, default=None)
+        if adopted or generation is not None:
+            log.info("epoch %d: adopting %d workers of the master before", self.ledger.epoch, len(adopted))
+        self._step(f.Started(tuple(adopted), frozenset(foreign), generation))
+        for _pid, channel in self.zygotes.values():
+            channel.send(m.Sync(self.ledger.epoch))
+        if self.config.state and "checkpoint" not in self.services:
+            self.channel.send(m.StartService("checkpoint"))
+
+    def _on_death(self, death: m.Died) -> None:
+        for generation, (pid, _channel) in list(self.zygotes.items()):
+            if pid == death.pid:
+                self._drop_zygote(generation)
+                self._step(f.ZygoteDied(generation, death.code, death.signal))
+                return
+        for kind, pid in list(self.services.items()):
+            if pid == death.pid:
+                log.warning("the %s service %d died; starting another", kind, pid)
+                del self.services[kind]
+                self.channel.send(m.StartService(kind))
+                return
+        worker = self.fleet.by_process(death.pid, death.start)
+        if worker is not None and death.code == f.BOOT_FAILED_CODE:
+            self._step(f.BootFailed(worker.id, self._read(f"boot-{worker.id}")))
+        if worker is not None and death.code == f.LANE_TAKEN_CODE:
+            self._step(f.LaneTaken(worker.id, worker.lane))
+        self._step(f.Died(death.pid, death.start, death.code, death.signal))
+
+    def _zygote_up(self, generation: int, pid: int, channel: Channel) -> None:
+        if generation in self.zygotes:
+            self._drop_zygote(generation)
+        self.zygotes[generation] = (pid, channel)
+        self.hub.register(channel.fileno())
+        if self.proceeding:
+            self._step(f.ZygoteUp(generation))
+
+    def _drop_zygote(self, generation: int) -> None:
+        _pid, channel = self.zygotes.pop(generation)
+        self.hub.unregister(channel.fileno())
+        channel.close()
+
+    def _on_zygote(self, generation: int, message: m.Control) -> None:
+        match message:
+            case m.Imported(unsafe=unsafe):
+                self._step(f.Imported(generation, unsafe))
+            case m.ImportFailed(text=text):
+                self._step(f.ImportFailed(generation, text))
+            case m.Forked(worker=worker):
+                self._step(f.Forked(worker))
+            case m.ForkFailed(worker=id_, text=text):
+                self._step(f.ForkFailed(id_, text))
+            case m.Synced(epoch=epoch, imported=imported, forks=forks) if epoch == self.ledger.epoch:
+                self._step(f.Synced(forks, imported))
+            case _:
+                pass  # answers to a master before
+
+    # ---- the bus ---------------------------------------------------------------------------------------------------
+    def _on_arrival(self, arrival: Arrival) -> None:
+        message = arrival.message
+        if isinstance(message, m.Increments):
+            self.totals_dirty = True  # the ledger has the totals; this says when to look
+            return
+        if isinstance(message, m.Hello):
+            self._on_hello(arrival.peer, message)
+            return
+        peer = self.peers.get(arrival.peer)
+        if peer is None or peer.pid != arrival.pid:
+            self.hub.dropped["ctl:stranger"] += 1  # it has not said Hello in this epoch: the tick tells it to
+            return
+        if peer.worker:
+            self._on_worker(peer.worker, message)
+        match message:
+            case m.Resync():
+                self.hub.welcome(arrival.peer, self._welcome())
+            case m.Ask(number=number, verb=verb, args=args):
+                self.hub.send(arrival.peer, self._answer(number, verb, args))
+
+    def _on_hello(self, link: bytes, hello: m.Hello) -> None:
+        known = self.peers.get(link)
+        if known is None:
+            known = self.peers[link] = Peer(hello.pid, hello.role)
+            if hello.role == "worker" and hello.worker is not None:
+                known.worker = hello.worker.id
+                self.links[hello.worker.id] = link
+                self._step(f.Hello(hello.worker, link))
+            elif len(self.peers) > 10 * self.config.lanes:
+                self._forget_dead_peers()
+        self.hub.welcome(link, self._welcome())
+
+    def _forget_dead_peers(self) -> None:
+        self.peers = {link: peer for link, peer in self.peers.items() if process.start_time(peer.pid)}
+
+    def _on_worker(self, id_: int, message: m.Message) -> None:
+        match message:
+            case m.Ready():
+                self._step(f.Ready(id_))
+            case m.Beat():
+                self._step(f.Heard(id_, message))
+            case m.Leaving(reason=reason):
+                self._step(f.Leaving(id_, reason))
+            case _:
+                self._step(f.Heard(id_))
+
+    def _answer(self, number: int, verb: str, args: msgspec.Raw) -> m.Answer:
+        """The verbs of the CLI and of handles."""
+        if verb == "snapshot":
+            return m.Answer(number, body=msgspec.Raw(msgspec.msgpack.encode(self._snapshot())))
+        if verb == "stop":
+            try:
+                wish = msgspec.msgpack.decode(args, type=dict[str, bool])
+            except msgspec.DecodeError:
+                return m.Answer(number, error="the arguments of 'stop' are {'quick': true or false}")
+            # By way of the launcher: it keeps the wish, and repeats it to the next master should this one die.
+            self.channel.send(m.Stop(wish.get("quick", False), "stop was asked for on the bus"))
+            return m.Answer(number)
+        return m.Answer(number, error=f"this master does not know the verb {verb!r:.50}")
+
+    def _snapshot(self) -> m.Snapshot:
+        return fleet_snapshot(
+            self.fleet,
+            time.monotonic(),
+            name=Path(self.boot.run_dir).parent.name,
+            urls=self.boot.urls,
+            launcher_pid=self.boot.launcher_pid,
+            master_pid=os.getpid(),
+            zygote_pid=max(self.zygotes.items(), default=(0, (0, None)))[1][0],
+            counters=self.ledger.totals(),
+            heads=dict(self.hub.heads),
+            dropped=dict(self.hub.dropped),
+            recent=tuple(self.recent),
+        )
+
+    def _welcome(self) -> m.Welcome:
+        return m.Welcome(os.getpid(), self.ledger.master_start, self._snapshot())
+
+    # ---- time ------------------------------------------------------------------------------------------------------
+    def _periodic(self, now: float) -> None:
+        if now >= self.tick_due:
+            self.tick_due = now + (ORPHAN_TICK_S if self.launcher_gone else self.config.ledger_tick_s)
+            self.ledger.master_tick_ns = time.monotonic_ns()
+            if self.launcher_gone:
+                self._look_for_deaths()
+            if self.proceeding or self.launcher_gone:
+                self._step(f.Ticked(self._ages()))
+        if now >= self.beat_due:
+            self.beat_due = now + self.config.heartbeat_s
+            self.totals_dirty = True  # an event may have been lost: the ledger is looked at once a heartbeat anyway
+            self.hub.tick()
+        if self.totals_dirty and now >= self.totals_due:
+            self._publish_totals(now)
+
+    def _look_for_deaths(self) -> None:
+        for worker in self.fleet.living():
+            if worker.pid and not process.is_alive(worker.pid, worker.start):
+                self._step(f.Vanished(worker.id))
+
+    def _ages(self) -> dict[int, f.LaneAges]:
+        now_ns = time.monotonic_ns()
+        ages = {}
+        for worker in self.fleet.living():
+            lane = self.ledger.lane(worker.lane)
+            if lane.worker_id == worker.id and lane.pid == worker.pid:
+                ages[worker.id] = f.LaneAges(
+                    bus_tick_age_s=max(0, now_ns - lane.bus_tick_ns) / 1e9,
+                    loop_tick_age_s=max(0, now_ns - lane.loop_tick_ns) / 1e9,
+                    in_app=lane.inflight > 0,
+                )
+        return ages
+
+    def _publish_totals(self, now: float) -> None:
+        self.totals_dirty = False
+        totals = self.ledger.totals()
+        news = {name: total for name, total in totals.items() if self.published.get(name) != total}
+        if news:
+            self.totals_due = now + PUBLISH_S
+            self.published.update(news)
+            self.hub.publish(m.TOTALS, lambda number: m.Totals(self.ledger.epoch, number, news))
+
+    # ---- doing what the fleet decides ------------------------------------------------------------------------------
+    def _step(self, event: f.FleetEvent) -> None:
+        for command in self.fleet.step(event, time.monotonic()):
+            self._perform(command)
+
+    def _perform(self, command: f.FleetCommand) -> None:
+        match command:
+            case f.StartZygote(generation=generation):
+                self.channel.send(m.StartZygote(generation))
+            case f.SaveNextId(next_id=next_id):
+                self.ledger.next_worker_id = next_id
+            case f.Fork(worker=worker):
+                zygote = self.zygotes.get(worker.generation)
+                if zygote is not None:  # else its death has been, or will be, told: the fleet asks again
+                    zygote[1].send(m.Fork(worker))
+            case f.SendDrain(id=id_, deadline_s=deadline_s, quick=quick):
+                self.hub.send(self.links.get(id_, b""), m.Drain(deadline_s, quick))
+            case f.Refuse(link=link, reason=reason):
+                self.hub.send(link, m.Refused(reason))
+            case f.Terminate(pid=pid, start=start):
+                process.send_signal(pid, start, signal.SIGTERM)
+            case f.Dump(pid=pid, start=start):
+                process.send_signal(pid, start, signal.SIGCONT)  # a stopped process cannot write its stacks
+                process.send_signal(pid, start, process.DUMP_SIGNAL)
+            case f.Kill(id=id_, pid=pid, start=start, reason=reason):
+                self._log_stacks(id_, reason)
+                process.send_signal(pid, start, signal.SIGKILL)
+            case f.Reconnect(id=id_):
+                for alive in self.fleet.living():
+                    if alive.id == id_:
+                        self.ledger.lane(alive.lane).reconnect += 1
+            case f.Announce(kind=kind, worker=worker_, text=text):
+                self._announce(kind, worker_, text)
+            case f.Log(level=level, text=text):
+                log.log(logging.getLevelName(level.upper()), "%s", text)
+            case f.Running(workers=workers):
+                self.channel.send(m.Running(workers))
+            case f.Finish():
+                self.final = command
+
+    def _announce(self, kind: str, worker: m.WorkerInfo | None, text: str) -> None:
+        def make(number: int) -> m.Event:
+            event = m.Event(self.ledger.epoch, number, kind, worker, text)
+            self.recent.append(event)
+            return event
+
+        self.hub.publish(m.EVENTS, make)
+        if kind == "exit" and worker is not None:
+            link = self.links.pop(worker.id, None)
+            if link is not None:
+                self.peers.pop(link, None)
+            for name in (f"stacks-{worker.id}", f"boot-{worker.id}"):
+                (Path(self.boot.run_dir) / name).unlink(missing_ok=True)
+
+    def _log_stacks(self, id_: int, reason: str) -> None:
+        stacks = self._read(f"stacks-{id_}")
+        if stacks:
+            log.error("stacks of worker id=%d before it is killed (%s):\n%s", id_, reason, stacks.rstrip())
+
+    def _read(self, name: str) -> str:
+        """A small file a worker left in the run directory (on tmpfs: this does not wait for a disk)."""
+        try:
+            return (Path(self.boot.run_dir) / name).read_text(encoding="utf-8", errors="replace")[-65536:]
+        except FileNotFoundError:
+            return ""
+
+
+def _settings(config: Config) -> f.FleetSettings:
+    return f.FleetSettings(
+        workers=config.workers,
+        boot_timeout_s=config.boot_timeout_s,
+        graceful_timeout_s=config.graceful_timeout_s,
+        quick_timeout_s=config.quick_timeout_s,
+        hang_timeout_s=config.hang_timeout_s,
+        dump_grace_s=config.dump_grace_s,
+        restart_limit=config.restart_limit,
+        orphan_timeout_s=config.orphan_timeout_s,
+        lanes=config.lanes,
+    )
+
+
+def _jitter() -> float:
+    """A number from 0 to 1 for the fleet's pauses."""
+    return int.from_bytes(os.urandom(4), "big") / 2**32

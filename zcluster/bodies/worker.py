@@ -1,0 +1,299 @@
+"""A worker: the main thread is the bus and the signals, the engine's thread runs the app.
+
+Theory of operation. Born by the zygote, it locks its lane, puts on the leash, imports the app if the zygote did not,
+joins the bus and only then accepts. It leaves when it is drained: by the master (Drain), by its own SIGTERM (which it
+announces, so it counts as voluntary), by the app (SystemExit), or because the launcher is gone. The death of a master
+changes nothing here but the link.
+
+Invariant: no store into a ledger cell before the lane's lock is held; no accept before the bus is joined.
+"""
+
+import faulthandler
+import logging
+import os
+import resource
+import signal
+import socket
+import stat
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from zcluster import current
+from zcluster.bus.link import Link
+from zcluster.core import messages as m
+from zcluster.core.fleet_events import BOOT_FAILED_CODE, LANE_TAKEN_CODE
+from zcluster.core.joining import Joined
+from zcluster.errors import AppError
+from zcluster.http import Engine, Limits
+from zcluster.unix import leash, process, strays
+from zcluster.unix.application import load
+from zcluster.unix.birth import Birth
+from zcluster.unix.ledgerfile import LedgerFile, open_ledger
+from zcluster.unix.logs import log_to_stderr
+from zcluster.unix.signals import Signals
+
+log = logging.getLogger("zcluster.worker")
+
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+FLUSH_S = 0.01  # increments are told at once, then at most this often: 100 messages a second whatever the load
+PAGE_BYTES = resource.getpagesize()
+
+
+def main(birth: Birth) -> int:
+    """Live a worker's life; returns the exit code. Called right after the fork, in the only thread."""
+    info = birth.worker
+    os.setpgid(0, 0)
+    os.environ.update(
+        {strays.MARK: str(info.pid), "ZCLUSTER_WORKER_ID": str(info.id), "ZCLUSTER_WORKER_SLOT": str(info.slot)}
+    )
+    process.set_title(f"zc-worker-{info.slot}")
+    log_to_stderr(f"worker[{info.slot}] gen={info.generation} id={info.id}", birth.config.log_level)
+    signals = Signals(HEARD)
+    run_dir = Path(birth.boot.run_dir)
+    stacks = open(run_dir / f"stacks-{info.id}", "w")  # noqa: SIM115, PTH123 - for life: faulthandler keeps the fd
+    faulthandler.register(process.DUMP_SIGNAL, file=stacks, all_threads=True)
+    leash.wear(run_dir / "leash")
+    signals.unblock()
+    if not birth.locks.try_lock(info.lane):
+        return LANE_TAKEN_CODE
+    ledger = _bind_ledger(birth, run_dir)
+    try:
+        app = load(birth.config.app) if birth.app is None else birth.app
+    except AppError as error:
+        (run_dir / f"boot-{info.id}").write_text(str(error), encoding="utf-8", errors="replace")
+        return BOOT_FAILED_CODE
+    return Worker(birth, app, ledger, signals).run()
+
+
+def _bind_ledger(birth: Birth, run_dir: Path) -> LedgerFile:
+    """Map the ledger, take over the lane, and let the app's counters count into it."""
+    info = birth.worker
+    file = open_ledger(run_dir / "ledger")
+    file.keep_for_life()
+    with birth.locks.names():
+        file.ledger.use_lane(info.lane)
+    file.ledger.lane(info.lane).claim(info, time.monotonic_ns())
+    current.ledger, current.locks, current.lane, current.worker = file.ledger, birth.locks, info.lane, info
+    current.fds.extend([*file.fds, birth.locks.fd, birth.launcher_fd])
+    current.role = "worker"
+    current.guard_forks()
+    return file
+
+
+class Worker:
+    """The main thread."""
+
+    def __init__(self, birth: Birth, app: Any, ledger: LedgerFile, signals: Signals) -> None:
+        config = birth.config
+        self.birth, self.config, self.info, self.signals = birth, config, birth.worker, signals
+        self.lane = ledger.ledger.lane(birth.worker.lane)
+        self.reconnect_seen = self.lane.reconnect
+        self.listeners = [socket.socket(fileno=fd) for fd in birth.boot.listener_fds]
+        self.engine = Engine(
+            app,
+            self.listeners,
+            limits=Limits(
+                request_line_bytes=config.limit_request_line,
+                header_field_bytes=config.limit_request_field_size,
+                header_count=config.limit_request_fields,
+                keep_alive_s=config.keep_alive_s,
+            ),
+            tick=self._loop_tick,
+            on_exit=self._app_exits,
+        )
+        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.thread = threading.Thread(target=self._serve, name="zcluster-http", daemon=True)
+        self.serving = False
+        self.finished = False
+        self.code = 0
+        self.leaving: m.Leaving | None = None
+        self.launcher_gone = False
+        self.flush_due = 0.0
+        self.dirty = False
+        self.tick_due = self.beat_due = 0.0
+        self.link = Link(birth.boot.run_dir, self._hello, topics=(m.TOTALS,), heartbeat_s=config.heartbeat_s)
+        for fd in (signals.fileno(), self.wake_fd, birth.launcher_fd):
+            self.link.register(fd)
+
+    def run(self) -> int:
+        """Until the engine has drained."""
+        current.wake, current.poke = self._wake, self._poke
+        current.at_unbind.append(self._forget_in_child)
+        if current.counting is not None:
+            current.counting.bind_all()
+        self.lane.state = "online"
+        while not self.finished:
+            now = time.monotonic()
+            due = min(self.tick_due, self.beat_due, self.flush_due if self.dirty else self.beat_due)
+            delivered, ready = self.link.poll(max(0.0, due - now))
+            self._ready_fds(ready)
+            for item in delivered:
+                self._on_delivered(item)
+            self._periodic(time.monotonic())
+        self._leave()
+        return self.code
+
+    # ---- from other threads ----------------------------------------------------------------------------------------
+    def _loop_tick(self) -> None:
+        self.lane.loop_tick_ns = time.monotonic_ns()
+
+    def _app_exits(self, code: int) -> None:
+        self.code = code
+        self.leaving = m.Leaving(f"the app raised SystemExit({code})")
+        self._wake()
+
+    def _serve(self) -> None:
+        try:
+            self.engine.run()
+        except BaseException:  # a bug of the engine: the worker must not live on without it
+            log.exception("the HTTP engine failed; this worker ends and is replaced")
+            self.code = os.EX_SOFTWARE
+        self.finished = True
+        self._wake()
+
+    def _wake(self) -> None:
+        os.eventfd_write(self.wake_fd, 1)
+
+    def _poke(self) -> None:
+        try:
+            fd = os.open(Path(self.birth.boot.run_dir) / "checkpoint", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # nobody reads it: the checkpoint writer is being replaced and begins with a checkpoint
+            return
+        try:
+            os.write(fd, b"\0")
+        except BlockingIOError:  # it has been poked often enough
+            pass
+        finally:
+            os.close(fd)
+
+    def _forget_in_child(self) -> None:
+        """In a child the app forked: give up the sockets that are ours, so that clients and peers see us go."""
+        self.engine.close_in_child()
+        for entry in os.listdir("/proc/self/fd"):
+            if _belongs_to_bus(int(entry), self.birth.boot.run_dir):
+                os.close(int(entry))
+        for number in HEARD:
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+
+    # ---- the bus ---------------------------------------------------------------------------------------------------
+    def _hello(self, link: bytes) -> m.Hello:
+        return m.Hello(link, "worker", self.info.pid, self.info)
+
+    def _ready_fds(self, ready: list[int]) -> None:
+        if self.wake_fd in ready:
+            os.eventfd_read(self.wake_fd)
+            self.dirty = True
+            if self.leaving is not None:
+                self._start_leaving(self.leaving)
+        if self.signals.fileno() in ready and signal.SIGTERM in self.signals.take():
+            self._start_leaving(m.Leaving("SIGTERM"))
+        if self.birth.launcher_fd in ready and not self.launcher_gone:
+            self.launcher_gone = True
+            self.link.unregister(self.birth.launcher_fd)
+            self.engine.close_listeners()  # at once: the next launcher wants the port
+            self._drain(quick=True)
+
+    def _on_delivered(self, item: object) -> None:
+        match item:
+            case Joined():
+                self._on_joined()
+            case m.Drain(quick=quick):
+                self._drain(quick=quick)
+            case m.Refused(reason=reason):
+                log.warning("the master has no place for this worker: %s; leaving", reason)
+                self._drain(quick=False)
+            case m.Totals(totals=totals):
+                if current.counting is not None:
+                    current.counting.dispatch(totals)
+
+    def _on_joined(self) -> None:
+        if not self.serving and not self.finished:
+            self.serving = True
+            self.lane.state = "ready"
+            self.thread.start()
+        self.link.send(m.Ready())
+        if self.leaving is not None:
+            self.link.send(self.leaving)
+        self.dirty = True
+
+    def _start_leaving(self, leaving: m.Leaving) -> None:
+        self.leaving = leaving
+        self.link.send(leaving)
+        self._drain(quick=False)
+
+    def _drain(self, *, quick: bool) -> None:
+        self.lane.state = "draining"
+        if self.serving:
+            self.engine.drain(quick=quick)
+        else:
+            self.finished = True
+
+    def _periodic(self, now: float) -> None:
+        stats = self.engine.stats
+        if now >= self.tick_due:
+            self.tick_due = now + self.config.ledger_tick_s
+            self.lane.bus_tick_ns = time.monotonic_ns()
+            self.lane.inflight, self.lane.connections, self.lane.requests = (
+                stats.inflight,
+                stats.connections,
+                stats.requests,
+            )
+            if self.lane.reconnect != self.reconnect_seen:
+                self.reconnect_seen = self.lane.reconnect
+                self.link.reopen()
+        if now >= self.beat_due:
+            self.beat_due = now + self.config.heartbeat_s
+            if self.link.joined:
+                self.link.send(self._beat(now))
+        if self.dirty and now >= self.flush_due:
+            self._flush(now)
+
+    def _beat(self, now: float) -> m.Beat:
+        stats = self.engine.stats
+        oldest = stats.oldest_started
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return m.Beat(
+            requests=stats.requests,
+            inflight=stats.inflight,
+            connections=stats.connections,
+            threads=threading.active_count(),
+            rss_bytes=pages * PAGE_BYTES,
+            oldest_request_s=max(0.0, now - oldest) if oldest else 0.0,
+            loop_lag_s=max(0.0, now - stats.loop_tick) if self.serving and not stats.inflight else 0.0,
+        )
+
+    def _flush(self, now: float) -> None:
+        """Tell the running totals of the cells that changed; what cannot leave now stays dirty."""
+        self.flush_due = now + FLUSH_S
+        self.dirty = False
+        if current.counting is None:
+            return
+        cells = current.counting.take_dirty()
+        if cells and not self.link.push(m.Increments(self.info.id, self.info.lane, cells)):
+            current.counting.put_back(cells)
+            self.dirty = True
+
+    def _leave(self) -> None:
+        """The last words, then the sockets; the interpreter's exit does the rest."""
+        if self.serving:
+            self.thread.join()
+        self._flush(time.monotonic())
+        self.link.close()
+        self.lane.state = "dead"
+        for listener in self.listeners:
+            listener.detach()  # shared with the others; the process's end closes our descriptor
+
+
+def _belongs_to_bus(fd: int, run_dir: str) -> bool:
+    """Is this descriptor one of libzmq's connections to our master? (It keeps them to itself.)"""
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return False
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            peer = sock.getpeername()
+    except OSError:
+        return False
+    return isinstance(peer, str) and peer.startswith(run_dir)

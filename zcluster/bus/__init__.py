@@ -1,0 +1,1 @@
+"""ZeroMQ: the only package that speaks it."""

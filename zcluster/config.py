@@ -1,0 +1,332 @@
+"""Every option of a cluster, declared once: its name, type, limits, default, help text and command line flags.
+
+Invariant: a `Config` that `make_config` returned is usable as it stands. Nothing here reads the environment, the
+file system or the clock; the command line and the launcher do that and pass in what they found.
+
+The command line is derived from this class (`options()`), so an option cannot exist in one place only. Times are
+seconds; their lower limits are low enough for tests to run a whole cluster at a tenth of its usual periods or less.
+"""
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from zcluster.errors import ConfigError
+
+MAX_UNIX_PATH_BYTES: Final = 107  # sun_path of unix(7) is 108 bytes with its closing NUL
+MAX_NAME_CHARS: Final = 40  # /dev/shm/zcluster-<uid>/<name>/<instance>/ctl has to fit into MAX_UNIX_PATH_BYTES
+ADDRESS_FORMS: Final = "HOST:PORT, :PORT, [IPV6]:PORT, unix:PATH or fd://N"
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9.])?")  # RFC 1123 and what resolvers take beside it
+_DIGITS = re.compile(r"[0-9]{1,10}")  # int() would also take "+80", " 80", "8_0" and other scripts' digits
+
+
+def _extra(flags: str | tuple[str, ...], metavar: str, env: str) -> dict[str, Any]:
+    """Say how the command line spells an option: its flags, the long one first; `env`: a variable that stands in."""
+    return {"flags": (flags,) if isinstance(flags, str) else flags, "metavar": metavar, "env": env}
+
+
+def _seconds(flag: str, least_s: float, most_s: float, text: str) -> Meta:
+    return Meta(description=text, ge=least_s, le=most_s, extra=_extra(flag, "SECONDS", ""))
+
+
+def _number(flags: str | tuple[str, ...], least: int, most: int, text: str, meta: str = "N", env: str = "") -> Meta:
+    return Meta(description=text, ge=least, le=most, extra=_extra(flags, meta, env))
+
+
+def _text(flags: str | tuple[str, ...], text: str, meta: str, env: str = "", least: int = 0) -> Meta:
+    """Describe a string of at least so many characters, or a list of at least so many strings."""
+    return Meta(description=text, min_length=least, max_length=4096, extra=_extra(flags, meta, env))
+
+
+def _choice(flags: str | tuple[str, ...], text: str, meta: str = "") -> Meta:
+    return Meta(description=text, extra=_extra(flags, meta, ""))
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of one cluster. Immutable, so any thread may read it; make one with `make_config`."""
+
+    app: Annotated[
+        str, _text((), "The WSGI application: MODULE:ATTRIBUTE, or MODULE:FACTORY() to call.", "APP", least=1)
+    ]
+    # gunicorn's default; the loopback, so that nothing is published by accident
+    bind: Annotated[
+        tuple[str, ...],
+        _text(
+            ("--bind", "-b"),
+            f"Address to listen on: {ADDRESS_FORMS}; may be repeated, port 0 picks a free one.",
+            "ADDR",
+            "PORT",
+            least=1,
+        ),
+    ] = ("127.0.0.1:8000",)
+    # auto: one program on every core is what this is for
+    workers: Annotated[
+        int,
+        _number(
+            ("--workers", "-w"),
+            0,
+            2048,
+            "Number of workers, or 'auto': one per CPU this process may use (affinity and cgroup).",
+            "N|auto",
+            "WEB_CONCURRENCY",
+        ),
+    ] = 0
+    name: Annotated[str, _text("--name", "Name of the cluster; default: the app's module.", "NAME")] = ""
+    state: Annotated[
+        str,
+        _text("--state", "Directory in which the counters outlive the cluster; default: they start at zero.", "DIR"),
+    ] = ""
+    run_dir: Annotated[
+        str, _text("--run-dir", "tmpfs directory for sockets and shared memory.", "DIR", "ZCLUSTER_RUN_DIR")
+    ] = ""  # the launcher then takes /dev/shm: tmpfs everywhere, also in read-only containers
+    preload: Annotated[
+        Literal["auto", "on", "off"],
+        _choice(
+            ("--preload", "--no-preload"),
+            "Import the app once before the workers are forked, or in each worker; default: once if that is safe.",
+        ),
+    ] = "auto"
+    # gunicorn's; the kernel lowers it to net.core.somaxconn (4096 since Linux 5.4)
+    backlog: Annotated[int, _number("--backlog", 1, 65535, "Connections the kernel keeps waiting per address.")] = (
+        2048
+    )
+    # large apps import for tens of seconds on a cold disk; Puma's worker_boot_timeout is 60 as well
+    boot_timeout_s: Annotated[
+        float, _seconds("--boot-timeout", 0.05, 86400, "A worker not ready this long after its order is killed.")
+    ] = 60.0
+    # gunicorn's, and the grace period of Kubernetes
+    graceful_timeout_s: Annotated[
+        float, _seconds("--graceful-timeout", 0.01, 86400, "A draining worker is killed after this time.")
+    ] = 30.0
+    # someone sits in front of it and pressed Ctrl-C
+    quick_timeout_s: Annotated[
+        float, _seconds("--quick-timeout", 0.01, 3600, "The same after a quick stop (INT, QUIT, stop --quick).")
+    ] = 1.0
+    # Node's; long enough for a page and its parts, short enough not to hoard connections
+    keep_alive_s: Annotated[
+        float, _seconds("--keep-alive", 0.01, 3600, "An idle connection waits this long for its next request.")
+    ] = 5.0
+    # gunicorn's worker timeout; but here a slow request is no hang, only a loop that stands still
+    hang_timeout_s: Annotated[
+        float, _seconds("--hang-timeout", 0.1, 86400, "A worker without a sign of life this long is killed.")
+    ] = 30.0
+    # ten beats before a worker is suspect, thirty before it is hung
+    heartbeat_s: Annotated[
+        float, _seconds("--heartbeat", 0.01, 60, "Period of heartbeats between master and workers.")
+    ] = 1.0
+    # a store costs nothing; four times finer than the heartbeat it is weighed against
+    ledger_tick_s: Annotated[
+        float, _seconds("--ledger-tick", 0.01, 10, "Period of ticks in shared memory, the second sign of life.")
+    ] = 0.25
+    # twice the workers' limit: nothing waits for the master, and a wrong verdict costs an epoch
+    master_timeout_s: Annotated[
+        float, _seconds("--master-timeout", 0.1, 86400, "A master whose tick stands still this long is replaced.")
+    ] = 60.0
+    # of the 5 s a new start waits for an older instance of its name, 2 s remain for killing and reaping
+    orphan_timeout_s: Annotated[
+        float, _seconds("--orphan-timeout", 0.01, 3600, "Workers drain this long when the launcher is gone.")
+    ] = 3.0
+    # faulthandler needs microseconds, but the worker may have to be scheduled and its pages read back
+    dump_grace_s: Annotated[
+        float, _seconds("--dump-grace", 0.01, 60, "Time a hung worker has to write its stacks before it is killed.")
+    ] = 0.5
+    # never: a service that crashes now and then is better than none
+    restart_limit: Annotated[
+        int, _number("--restart-limit", 0, 1_000_000_000, "Stop with exit code 5 after this many restarts; 0: never.")
+    ] = 0
+    # one write and two fsyncs per second at most: Redis' appendfsync everysec makes the same bargain
+    checkpoint_s: Annotated[
+        float, _seconds("--checkpoint", 0.01, 3600, "Period of the checkpoints in --state DIR.")
+    ] = 1.0
+    # 256 workers and a replacement for each; lanes never used cost tmpfs pages (4 KiB each), not time
+    lanes: Annotated[int, _number("--lanes", 4, 4096, "Writers the ledger has room for: two per worker.")] = 512
+    # 8 bytes each per lane: 1 MiB of cells with the default lanes
+    counters: Annotated[int, _number("--counters", 1, 4096, "Counters the ledger has room for.")] = 256
+    # Apache's; RFC 9112 section 3 asks for 8000 at least
+    limit_request_line: Annotated[
+        int, _number("--limit-request-line", 16, 65536, "Longest request line; longer: 414.", "BYTES")
+    ] = 8190
+    # Apache's and gunicorn's
+    limit_request_fields: Annotated[
+        int, _number("--limit-request-fields", 1, 32768, "Most header fields of a request; more: 431.")
+    ] = 100
+    # Apache's and gunicorn's, large enough for a Kerberos ticket; the second spelling is gunicorn's
+    limit_request_field_size: Annotated[
+        int,
+        _number(
+            ("--limit-request-field-size", "--limit-request-field_size"),
+            16,
+            65536,
+            "Longest header field; longer: 431.",
+            "BYTES",
+        ),
+    ] = 8190
+    # deaths, replacements, starts and stops; nothing per request
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"],
+        _choice("--log-level", "Least severity that is logged.", "LEVEL"),
+    ] = "info"
+
+
+class Option(msgspec.Struct, frozen=True):
+    """One field of `Config` as the command line needs it."""
+
+    field: str
+    help: str
+    flags: tuple[str, ...]  # empty: the positional argument
+    metavar: str
+    env: str
+    default: Any
+    choices: tuple[str, ...]  # of a Literal; else empty
+    type: type[str] | type[int] | type[float]
+    multiple: bool
+
+
+def options() -> Iterator[Option]:
+    """Yield every option in the order of declaration."""
+    hints = get_type_hints(Config, include_extras=True)
+    for field in msgspec.structs.fields(Config):
+        kind, meta = get_args(hints[field.name])
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        multiple = get_origin(kind) is tuple
+        yield Option(
+            field=field.name,
+            help=meta.description,
+            flags=meta.extra["flags"],
+            metavar=meta.extra["metavar"],
+            env=meta.extra["env"],
+            default=None if field.required else field.default,
+            choices=choices,
+            type=str if choices or multiple else kind,
+            multiple=multiple,
+        )
+
+
+def make_config(**values: Any) -> Config:  # noqa: ANN401 - types are what this function checks
+    """Return the checked configuration for these options, named as the fields of `Config`.
+
+    A single string is accepted for `bind`, and "auto" for `workers`. Raises `ConfigError` naming the option.
+    """
+    if isinstance(values.get("bind"), str):
+        values["bind"] = (values["bind"],)
+    if values.get("workers") == "auto":
+        values["workers"] = 0
+    unknown = sorted(set(values) - set(Config.__struct_fields__))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], Config.__struct_fields__, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(Config.__struct_fields__)}"
+        raise ConfigError(f"unknown option {unknown[0]!r}{hint}")
+    try:
+        config = msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(error, values)) from None
+    check(config)
+    return config
+
+
+def _explain(error: msgspec.ValidationError, values: dict[str, Any]) -> str:
+    """Turn "Expected `int` >= 0 - at `$.workers`" into a sentence about the option."""
+    text, _, path = str(error).partition(" - at `$.")
+    if not path:
+        return f"{text}; give at least the application (app)"
+    name = re.split(r"[\[`]", path, maxsplit=1)[0]
+    choices = next(option.choices for option in options() if option.field == name)
+    wanted = ", ".join(choices) if choices else text.removeprefix("Expected ").replace("`", "")
+    return f"option {name!r} is {values.get(name)!r:.200}, but should be {wanted}"
+
+
+def check(config: Config) -> None:
+    """Check what no single option shows; raises `ConfigError` naming the options at odds."""
+    for field in ("app", "name", "state", "run_dir", "bind"):
+        for text in (getattr(config, field),) if field != "bind" else config.bind:
+            if "\0" in text or not _is_utf8(text):  # it travels to the other processes as UTF-8
+                raise ConfigError(f"option {field!r} is {text!r:.200}, but should be UTF-8 without NUL characters")
+    if config.name and (
+        not _NAME.fullmatch(config.name) or len(config.name) > MAX_NAME_CHARS or config.name.strip(".") == ""
+    ):
+        raise ConfigError(
+            f"option 'name' is {config.name!r:.200}, but a name is 1 to {MAX_NAME_CHARS} of A-Z a-z 0-9 . _ - "
+            "and not only dots, because it becomes a directory and part of socket paths"
+        )
+    seen: set[Address] = set()
+    for text in config.bind:
+        address = parse_address(text)
+        if address in seen and not (address.kind == "tcp" and address.port == 0):
+            raise ConfigError(f"option 'bind' names {text!r} twice; give each address once")
+        seen.add(address)
+    if 2 * config.workers > config.lanes:
+        raise ConfigError(
+            f"{config.workers} workers need {2 * config.workers} lanes (a worker and its replacement hold one each), "
+            f"but option 'lanes' is {config.lanes}; raise 'lanes' or lower 'workers'"
+        )
+    third_s = config.hang_timeout_s / 3
+    for field, limit, limit_s in (
+        ("heartbeat_s", "a third of 'hang_timeout_s'", third_s),  # else a worker in good health is suspect
+        ("ledger_tick_s", "a third of 'hang_timeout_s'", third_s),  # else its tick is never fresh
+        ("ledger_tick_s", "a quarter of 'master_timeout_s'", config.master_timeout_s / 4),  # three may be late
+    ):
+        if getattr(config, field) >= limit_s:
+            raise ConfigError(
+                f"option {field!r} is {getattr(config, field):g} s, but must be below {limit} ({limit_s:g} s), "
+                "or healthy processes would be taken for hung; lower the one or raise the other"
+            )
+
+
+def _is_utf8(text: str) -> bool:
+    """Tell whether the text can be encoded; what the command line could not decode contains lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where to listen: TCP host and port, a Unix socket's path, or a descriptor that was passed in."""
+
+    kind: Literal["tcp", "unix", "fd"]
+    host: str = ""  # without brackets; a colon in it means IPv6
+    port: int = 0
+    path: str = ""
+    fd: int = -1
+
+
+def parse_address(text: str) -> Address:
+    """Return the address that `text` means; raises `ConfigError` naming the text and the accepted forms."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        size = len(path.encode(errors="replace"))
+        if not path or "\0" in path or size > MAX_UNIX_PATH_BYTES:
+            raise _bad_address(text, f"a path has 1 to {MAX_UNIX_PATH_BYTES} bytes, this one {size}")
+        return Address("unix", path=path)
+    if text.startswith("fd://"):
+        number = text.removeprefix("fd://")
+        if not _DIGITS.fullmatch(number) or int(number) > 0x7FFFFFFF:
+            raise _bad_address(text, f"{number!r} is no file descriptor")
+        return Address("fd", fd=int(number))
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise _bad_address(text, "it has no port")
+    if not _DIGITS.fullmatch(port) or int(port) > 65535:
+        raise _bad_address(text, f"{port!r} is no port from 0 to 65535")
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return Address("tcp", host=str(ipaddress.IPv6Address(host[1:-1])), port=int(port))
+        except ValueError as error:
+            raise _bad_address(text, str(error)) from None
+    if ":" in host:
+        raise _bad_address(text, "an IPv6 address stands in brackets")
+    if host and not _HOST.fullmatch(host):
+        raise _bad_address(text, f"{host!r} is no host name or address")
+    return Address("tcp", host=host or "0.0.0.0", port=int(port))
+
+
+def _bad_address(text: str, reason: str) -> ConfigError:
+    return ConfigError(f"cannot bind to {text!r:.200}: {reason}; accepted forms are {ADDRESS_FORMS}")

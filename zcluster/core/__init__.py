@@ -1,0 +1,1 @@
+"""Pure decisions: no socket, process, thread, clock or randomness in here."""

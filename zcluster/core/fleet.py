@@ -1,0 +1,390 @@
+"""The supervisor's mind: events in, commands out. It decides; the master performs.
+
+Invariant: at any time each slot either has a worker (or one is asked for), or waits for a known reason with a known
+end: a pause after crashes, a zygote that is being started, a worker being killed, or the stop of the cluster.
+
+Theory of operation
+-------------------
+`Fleet.step(event, now)` changes the state by the tables (TRANSITIONS for each worker, ZYGOTE_TRANSITIONS), then
+*settles*: slots without a worker are filled, a zygote that is missing is asked for, a stop that is complete finishes.
+So nothing has to remember that something is still to be done: the replacement after a crash, after a voluntary leave,
+after a lost fork and after a restart of the master is the same line of code.
+
+Deadlines are judged on `Ticked` only, and a master that did not run says so with `Lagged` before it.
+
+What may come twice, late, or in another order than it happened (they are told on different sockets): Forked, Hello
+and Died of one worker; anything of a worker that is dead already; everything, after a restart of the master.
+"""
+
+from collections.abc import Mapping
+
+from zcluster.core import fleet_events as f
+from zcluster.core.fleet_acts import START_STOP_S, Acts
+from zcluster.core.fleet_deaths import status_text
+from zcluster.core.fleet_worker import (
+    ASKED,
+    DRAINING,
+    FORKED,
+    ONLINE,
+    READY,
+    SERVING,
+    SUSPECT,
+    IllegalTrigger,
+    Worker,
+    adopted_state,
+)  # fmt: skip
+from zcluster.core.fleet_zygote import ABSENT
+from zcluster.core.fleet_zygote import ASKED as ZYGOTE_ASKED
+from zcluster.core.fleet_zygote import READY as ZYGOTE_READY
+from zcluster.core.messages import WorkerInfo
+from zcluster.core.policy import START_TRIES
+from zcluster.errors import AppError, RestartLimitReached, SpawnError
+
+VANISHED_S = 5.0  # the launcher reports within milliseconds; if it does not, the status is lost, but not the slot
+LEFT_BEHIND_CODE = 70  # the launcher died: nobody asked for this end, so it is none of the orderly codes
+
+
+class Fleet(Acts):
+    """All workers of one cluster, as one state machine. Not thread-safe; the master has one thread.
+
+    `random` gives numbers from 0 up to 1. With `strict` an event that cannot happen raises IllegalTrigger (tests);
+    otherwise it is logged and ignored: the rest of the cluster is worth more than one wrong message.
+    """
+
+    # ---- questions -------------------------------------------------------------------------------------------------
+    @property
+    def generation(self) -> int:
+        """The generation new workers belong to."""
+        return self.zygote.generation
+
+    @property
+    def state(self) -> str:
+        """starting | running | degraded | stopping."""
+        if self.stopping is not None:
+            return "stopping"
+        if not self.ran:
+            return "starting"
+        return "degraded" if self.is_degraded() else "running"
+
+    def living(self) -> list[Worker]:
+        """All workers that are not dead, those only asked for included (pid 0)."""
+        return list(self.roster)
+
+    def by_process(self, pid: int, start: int) -> Worker | None:
+        """The living worker that is this process."""
+        return self.roster.processes.get((pid, start))
+
+    def infos(self, now: float) -> tuple[WorkerInfo, ...]:
+        """The workers that have a process, by slot, as others see them."""
+        there = [worker.info(now) for worker in self.roster if worker.pid]
+        return tuple(sorted(there, key=lambda info: (info.slot, info.id)))
+
+    def next_deadline(self, now: float) -> float | None:
+        """Seconds until a Ticked is worth while, at least 0; None: nothing is waited for.
+
+        Heartbeats are judged at the regular tick and are not in here.
+        """
+        waits = []
+        for worker in self.roster:
+            if worker.gone_at is not None:
+                waits.append(worker.gone_at + VANISHED_S)
+            elif worker.deadline is not None:
+                waits.append(worker.deadline)
+        if self.zygote.deadline is not None:
+            waits.append(self.zygote.deadline)
+        if self.stopping is not None:
+            waits += [at for at in (self.end_of_patience(), self.stopping.since + START_STOP_S) if at > now]
+        elif self.zygote.started and self.zygote.state == ABSENT:
+            waits.append(self.zygote.retry_at)
+        elif self.zygote.state == ZYGOTE_READY:
+            waits += [self.slot(index).retry_at for index in self.roster.vacant(self.settings.workers)]
+        return max(0.0, min(waits) - now) if waits else None
+
+    # ---- the machine -----------------------------------------------------------------------------------------------
+    def step(self, event: f.FleetEvent, now: float) -> list[f.FleetCommand]:
+        """Take one event at the time `now` (seconds, any monotonic clock); returns what to do, in order."""
+        if self.finished:
+            return []
+        self.out = []
+        try:
+            self._take(event, now)
+        except IllegalTrigger as error:
+            if self.strict:
+                raise
+            self.say("error", f"ignored {type(event).__name__}: {error} (please report this)")
+        if self.out or not isinstance(event, f.Heard):  # heartbeats are many and settle nothing
+            self._settle(now)
+        return self.out
+
+    def check(self) -> None:
+        """Raise AssertionError when an invariant does not hold."""
+        self.roster.check()
+        for worker in self.roster:
+            assert (worker.deadline is None) == (worker.state in SERVING), (
+                f"{worker.label} is {worker.state} for ever"
+            )
+
+    def _take(self, event: f.FleetEvent, now: float) -> None:
+        match event:
+            case f.Ticked(ledger):
+                self._ticked(ledger, now)
+            case f.Started():
+                self._started(event, now)
+            case f.ZygoteUp(generation):
+                self.zygote.move("up", generation, now)
+            case f.Imported(generation, unsafe):
+                self._imported(generation, unsafe, now)
+            case f.ImportFailed(generation, text):
+                self._import_failed(generation, text, now)
+            case f.ZygoteDied(generation, code, signal):
+                self._zygote_died(generation, status_text(code, signal), now)
+            case f.Synced(forks, imported):
+                self.zygote.synced(imported, now)
+                for info in forks:
+                    self._forked(info, now)
+            case f.Forked(info):
+                self._forked(info, now)
+            case f.Hello(info, link):
+                self._hello(info, link, now)
+            case f.Died(pid, start, code, signal):
+                self._died(pid, start, code, signal, now)
+            case f.Lagged(seconds):
+                self._lagged(seconds, now)
+            case f.Stop(quick, why):
+                self._stop(why, now, quick=quick)
+            case f.LauncherGone():
+                self._launcher_gone(now)
+            case f.LaneTaken(_, lane):
+                self.roster.foreign.add(lane)
+            case _:
+                worker = self.roster.workers.get(event.id)
+                if worker is not None:  # else late words of the dead
+                    self._take_of(worker, event, now)
+
+    def _take_of(
+        self,
+        worker: Worker,
+        event: f.ForkFailed | f.Ready | f.Heard | f.Leaving | f.BootFailed | f.Vanished,
+        now: float,
+    ) -> None:
+        """Events of one worker that is not dead."""
+        match event:
+            case f.Heard(_, beat):
+                self._alive(worker, "heard", now)
+                worker.beat = beat or worker.beat
+            case f.Ready():
+                self._ready(worker, now)
+            case f.Leaving(_, reason):
+                self._leaving(worker, reason, now)
+            case f.BootFailed(_, text):
+                self.boot_text = text
+            case f.ForkFailed(_, text):
+                self.fork_failed(worker, text, now)
+            case f.Vanished() if worker.pid:
+                worker.gone_at = now if worker.gone_at is None else worker.gone_at
+                if self.launcher_gone:
+                    self._died(worker.pid, worker.start, None, None, now)
+
+    def _settle(self, now: float) -> None:
+        """Do what is still to be done, whatever the event was."""
+        if self.stopping is not None:
+            self.finish_if_over(now)
+        elif self.started:
+            if self.zygote.state == ZYGOTE_READY:
+                for index in self.roster.vacant(self.settings.workers):
+                    slot = self.slot(index)
+                    if slot.retry_at <= now:
+                        self.ask(slot, now)
+            self.out += self.zygote.ask_if_due(now)
+            ready = {worker.slot for worker in self.roster if worker.state == READY}
+            if not self.ran and ready.issuperset(range(self.settings.workers)):
+                self.ran = True
+                self.out += [f.Running(self.settings.workers), f.Announce("running")]
+        self.check()
+
+    # ---- the master's start and the zygote -------------------------------------------------------------------------
+    def _started(self, event: f.Started, now: float) -> None:
+        self.started = True
+        self.roster.foreign |= event.foreign_lanes
+        for info in sorted(event.adopted, key=lambda info: info.id):
+            objection = self.roster.objection(info)
+            if objection:
+                self.roster.foreign.add(info.lane)
+                self.say("error", f"process {info.pid} in lane {info.lane} is not adopted: {objection}")
+            else:
+                self.take_in(info, adopted_state(info.state), now)
+        generation = event.zygote_generation or max((worker.generation for worker in self.roster), default=1)
+        self.zygote.start(generation, event.zygote_generation is not None, now)
+        self.drain_surplus(now)
+        if self.stopping is not None:
+            for worker in self.roster:
+                self.wind_down(worker, now)
+
+    def _imported(self, generation: int, unsafe: tuple[str, ...], now: float) -> None:
+        if self.zygote.move("imported", generation, now) and unsafe:
+            what = ", ".join(unsafe)
+            self.say("warning", f"the application is not preloaded, each worker imports it: it left {what}")
+
+    def _import_failed(self, generation: int, text: str, now: float) -> None:
+        if not self.zygote.move("failed", generation, now):
+            return
+        if not self.ever_ready:
+            self.fail(AppError.exit_code, text, now)
+            return
+        self.zygote.broken = True
+        self.say("error", f"the application cannot be imported any more; the workers there are serve on:\n{text}")
+        self.out.append(f.Announce("error", None, text))
+
+    def _zygote_died(self, generation: int, status: str, now: float) -> None:
+        was = self.zygote.state
+        if not self.zygote.move("died", generation, now):
+            return
+        for worker in self.roster:
+            if worker.state == ASKED:
+                self.lose(worker, now)  # not its slot's fault: asked for again as soon as there is a zygote
+        if self.stopping is not None:
+            return
+        wait_s = self.zygote.retry_at - now
+        when = f"in {wait_s:.1f} s" if wait_s > 0 else "now"
+        self.say("warning", f"the zygote of generation {generation} died. {status}; starting another {when}")
+        if not self.ever_ready and self.zygote.failures >= START_TRIES:
+            code = SpawnError.exit_code if was == ZYGOTE_ASKED else AppError.exit_code
+            self.fail(code, f"the process that imports the application ends at once: {status}", now)
+
+    # ---- workers ---------------------------------------------------------------------------------------------------
+    def _forked(self, info: WorkerInfo, now: float) -> None:
+        worker = self.roster.workers.get(info.id)
+        if worker is None or worker.pid not in (0, info.pid):
+            self._unexpected_fork(info, now)
+            return
+        was = worker.state
+        worker.move("forked")
+        if was == ASKED:
+            self.born(worker, info, now)
+            self.after_birth(worker, now)
+
+    def _unexpected_fork(self, info: WorkerInfo, now: float) -> None:
+        """A fork that was given up, or that the master before asked for."""
+        process = (info.pid, info.start)
+        if process in self.roster.deaths or process in self.roster.processes:
+            return
+        objection = self.why_not(info)
+        if objection:
+            self.roster.doubtful[info.lane] = now + self.settings.boot_timeout_s
+            self.say("warning", f"worker {info.pid} was forked, but {objection}: it is ended")
+            self.out.append(f.Terminate(info.id, info.pid, info.start))
+            return
+        worker = self.take_in(info, FORKED, now)
+        self.announce("fork", worker, now)
+        self.after_birth(worker, now)
+
+    def _hello(self, info: WorkerInfo, link: bytes, now: float) -> None:
+        worker = self.roster.workers.get(info.id)
+        if worker is None:
+            self._strangers_hello(info, link, now)
+            return
+        if worker.pid not in (0, info.pid):
+            self.out.append(f.Refuse(info.id, link, f"worker id {info.id} is process {worker.pid}"))
+            return
+        was = worker.state
+        self._alive(worker, "hello", now)
+        if was == ASKED:
+            self.born(worker, info, now)
+        if was in (ASKED, FORKED) and worker.state == ONLINE:
+            worker.announced = True
+            self.announce("online", worker, now)
+            self.after_birth(worker, now)
+        elif worker.state == DRAINING and worker.told_to_leave and worker.deadline is not None:
+            # The order may have been sent to a link that is no more.
+            quick = self.stopping is not None and self.stopping.quick
+            self.out.append(f.SendDrain(worker.id, max(0.0, worker.deadline - now), quick))
+
+    def _strangers_hello(self, info: WorkerInfo, link: bytes, now: float) -> None:
+        if (info.pid, info.start) in self.roster.deaths:
+            return
+        reason = "the cluster is stopping" if self.stopping is not None else self.why_not(info)
+        if reason:
+            self.roster.doubtful[info.lane] = now + self.settings.boot_timeout_s
+            self.say("warning", f"worker {info.pid} (id {info.id}) is refused: {reason}")
+            self.out.append(f.Refuse(info.id, link, reason))
+            return
+        worker = self.take_in(info, ONLINE, now)
+        self.out.append(f.SaveNextId(self.roster.next_id))
+        self.announce("fork", worker, now)
+        self.announce("online", worker, now)
+
+    def _alive(self, worker: Worker, trigger: str, now: float) -> None:
+        """A sign of life came over the bus."""
+        was = worker.state
+        worker.move(trigger)
+        if was == SUSPECT:
+            self.say("info", f"{worker.label} is heard again after {now - worker.last_heard:.1f} s")
+        worker.last_heard = now
+
+    def _ready(self, worker: Worker, now: float) -> None:
+        was = worker.state
+        self._alive(worker, "ready", now)
+        if was == ONLINE:
+            worker.ready_at, worker.deadline = now, None
+            self.slot(worker.slot).ready()
+            self.ever_ready = True
+            self.announce("listening", worker, now)
+
+    def _leaving(self, worker: Worker, reason: str, now: float) -> None:
+        was = worker.state
+        self._alive(worker, "leaving", now)
+        if worker.state != DRAINING or was == DRAINING:
+            return
+        worker.leaving = reason
+        worker.deadline = now + self.settings.graceful_timeout_s
+        slot = self.slot(worker.slot)
+        if worker.ready_at is None:
+            slot.failed(now)  # no crash; but leaving before READY, over and over, is as fruitless
+        else:
+            slot.left(now)
+        self.say("info", f"{worker.label} leaves voluntarily ({reason})")
+        self.disconnect(worker, now)
+
+    def _died(self, pid: int, start: int, code: int | None, signal: int | None, now: float) -> None:
+        worker = self.roster.processes.get((pid, start))
+        self.roster.died(pid, start, code, signal)
+        if worker is not None:
+            self.bury(worker, code, signal, now)
+
+    # ---- time ------------------------------------------------------------------------------------------------------
+    def _ticked(self, ledger: Mapping[int, f.LaneAges], now: float) -> None:
+        self.out += self.zygote.expire(now)
+        for worker in self.roster:
+            if worker.gone_at is not None and now - worker.gone_at >= VANISHED_S:
+                self._died(worker.pid, worker.start, None, None, now)
+            elif worker.deadline is not None:
+                if now >= worker.deadline:
+                    self.overdue(worker, now)
+            else:
+                self.judge_health(worker, ledger.get(worker.id), now)
+
+    def _lagged(self, seconds: float, now: float) -> None:
+        if seconds <= 0:
+            return
+        self.lags.add(now, seconds)
+        for worker in self.roster:
+            worker.postpone(seconds)
+        if self.zygote.deadline is not None:
+            self.zygote.deadline += seconds
+        if self.stopping is not None:
+            self.stopping.deadline += seconds
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+    def _stop(self, why: str, now: float, *, quick: bool) -> None:
+        limit_s = self.settings.quick_timeout_s if quick else self.settings.graceful_timeout_s
+        degraded = self.is_degraded()
+        code = RestartLimitReached.exit_code if degraded else 0
+        text = "stopped while not all workers could be kept running" if degraded else why
+        self.begin_stop(limit_s, code, text, now, quick=quick)
+
+    def _launcher_gone(self, now: float) -> None:
+        self.launcher_gone = self.started = True
+        for worker in self.roster:
+            if worker.gone_at is not None:
+                self._died(worker.pid, worker.start, None, None, now)
+        self.begin_stop(self.settings.orphan_timeout_s, LEFT_BEHIND_CODE, "the launcher is gone", now, quick=True)

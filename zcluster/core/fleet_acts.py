@@ -1,0 +1,374 @@
+"""What the fleet does to workers: ask for them, take them in, drain, condemn, kill and bury them.
+
+Invariant: every act leaves the worker with a deadline, unless it is READY or SUSPECT (heartbeats judge those), and
+says all that others must do about it as commands, in order, in `out`.
+"""
+
+from collections.abc import Callable
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from zcluster.core import fleet_events as f
+from zcluster.core.fleet_deaths import BOOT_FAILED, BOOT_TIMEOUT, DRAIN_TIMEOUT, HUNG, Account, Death, verdict
+from zcluster.core.fleet_health import Lags, Verdict, judge
+from zcluster.core.fleet_roster import Roster
+from zcluster.core.fleet_worker import (
+    ASKED,
+    DRAINING,
+    FORKED,
+    HOLDS_SLOT,
+    ONLINE,
+    READY,
+    SERVING,
+    Worker,
+    deadline_after,
+)  # fmt: skip
+from zcluster.core.fleet_zygote import READY as ZYGOTE_READY
+from zcluster.core.fleet_zygote import SYNCING, Zygote
+from zcluster.core.messages import WorkerInfo
+from zcluster.core.policy import START_TRIES, Slot
+from zcluster.errors import AppError, RestartLimitReached, SpawnError
+
+START_STOP_S = 2.0  # a starting worker serves nobody: SIGTERM, and that long for its atexit
+# SIGKILL takes microseconds, but not for a process in uninterruptible sleep (a dead NFS server): sent again so often,
+# in case the first went to nobody, and the second time the cluster does not wait for it to end before it finishes.
+KILL_AGAIN_S = 5.0
+ORPHAN_KILL_S = 1.0  # the same without a launcher, when all must be over within 5 s
+NO_LANE_RETRY_S = 1.0
+
+
+class Stopping(Struct):
+    """The cluster is being stopped."""
+
+    since: float
+    deadline: float
+    quick: bool
+    code: int
+    text: str
+
+
+class Acts:
+    """The fleet's state and its acts; `Fleet` adds what events mean."""
+
+    def __init__(
+        self,
+        settings: f.FleetSettings,
+        epoch: int,
+        next_worker_id: int,
+        random: Callable[[], float],
+        *,
+        strict: bool = False,
+    ) -> None:
+        self.strict = strict
+        self.settings = settings
+        self.epoch = epoch
+        self.roster = Roster(next_worker_id, settings.lanes)
+        self.zygote = Zygote(settings, random)
+        self.lags = Lags()
+        self.stopping: Stopping | None = None
+        self.started = False  # Started has come: before it nobody may be judged or asked for
+        self.ever_ready = False
+        self.ran = False  # all were READY at once
+        self.launcher_gone = False
+        self.finished = False
+        self.crashes = 0
+        self.boot_text = ""
+        self.out: list[f.FleetCommand] = []
+        self._random = random
+        self._slots: dict[int, Slot] = {}
+
+    def slot(self, index: int) -> Slot:
+        """A slot's memory; of one beyond the size too, while the cluster before was larger."""
+        if index not in self._slots:
+            self._slots[index] = Slot(index, self.settings, self._random)
+        return self._slots[index]
+
+    def say(self, level: str, text: str) -> None:
+        """One line for the log."""
+        self.out.append(f.Log(level, text))
+
+    def announce(self, kind: str, worker: Worker, now: float, text: str = "") -> None:
+        """Tell the handles."""
+        self.out.append(f.Announce(kind, worker.info(now), text))
+
+    # ---- birth -----------------------------------------------------------------------------------------------------
+    def ask(self, slot: Slot, now: float) -> None:
+        """Ask the zygote for a worker in this slot."""
+        lane = self.roster.free_lane(now)
+        if lane is None:  # the settings have fewer lanes than two for each slot, and each slot has one that drains
+            slot.retry_at = now + NO_LANE_RETRY_S
+            self.say(
+                "error", f"no free lane of {self.settings.lanes} for slot {slot.index}: raise the number of lanes"
+            )
+            return
+        id_ = self.roster.new_id()
+        info = WorkerInfo(id_, slot.index, lane, self.zygote.generation, state=ASKED, restarts=slot.forks)
+        worker = Worker(info, now)
+        worker.deadline = now + self.settings.boot_timeout_s
+        self.roster.add(worker)
+        self.out += [f.SaveNextId(self.roster.next_id), f.Fork(info)]
+
+    def born(self, worker: Worker, info: WorkerInfo, now: float) -> None:
+        """A worker that was asked for has a process."""
+        self.roster.born(worker, info.pid, info.start)
+        self.slot(worker.slot).forks += 1
+        worker.started_at = worker.last_heard = now
+        self.announce("fork", worker, now)
+
+    def after_birth(self, worker: Worker, now: float) -> None:
+        """Its death may have been told before its birth; and nobody starts any more when the cluster stops."""
+        death = self.roster.deaths.get((worker.pid, worker.start))
+        if death is not None:
+            self.bury(worker, *death, now)
+        elif self.stopping is not None:
+            self.wind_down(worker, now)
+
+    def why_not(self, info: WorkerInfo) -> str:
+        """Why a worker that was not asked for by this fleet has no place in it; empty when it has."""
+        if info.generation != self.zygote.generation:
+            return f"generation {info.generation} is not wanted, {self.zygote.generation} is"
+        if not 0 <= info.slot < self.settings.workers:
+            return f"there is no slot {info.slot}"
+        if self.stopping is None and not self.roster.is_free(info.slot):
+            return f"slot {info.slot} is taken"
+        return self.roster.objection(info)
+
+    def take_in(self, info: WorkerInfo, state: str, now: float) -> Worker:
+        """Make a worker nobody asked for (in this epoch) one of ours."""
+        worker = Worker(info, now, state)
+        worker.adopted = True
+        worker.announced = state != FORKED
+        worker.deadline = deadline_after(state, now, self.settings)
+        if state == DRAINING or state in SERVING:
+            worker.ready_at = worker.started_at
+            self.ever_ready = True
+        slot = self.slot(info.slot)
+        slot.forks = max(slot.forks, info.restarts + 1)
+        self.roster.next_id = max(self.roster.next_id, info.id + 1)
+        self.roster.add(worker)
+        return worker
+
+    def lose(self, worker: Worker, now: float) -> None:
+        """It was asked for and will not come; should it exist after all it has its lane, hence that is kept back."""
+        worker.move("lost")
+        self.roster.remove(worker)
+        self.roster.doubtful[worker.lane] = now + self.settings.boot_timeout_s
+
+    # ---- end -------------------------------------------------------------------------------------------------------
+    def disconnect(self, worker: Worker, now: float) -> None:
+        """It takes no part any more; told once, before its exit, if its being online was told."""
+        if worker.announced:
+            worker.announced = False
+            self.announce("disconnect", worker, now)
+
+    def drain(self, worker: Worker, now: float, limit_s: float, *, quick: bool) -> None:
+        """Tell a worker to finish and leave, or to be quicker about it."""
+        worker.move("drain")
+        worker.told_to_leave = True
+        worker.deadline = now + limit_s
+        self.out.append(f.SendDrain(worker.id, limit_s, quick))
+        self.disconnect(worker, now)
+
+    def stop_starting(self, worker: Worker, now: float, limit_s: float) -> None:
+        """End a worker that serves nobody yet."""
+        worker.move("drain")
+        worker.stopped = True
+        worker.deadline = now + limit_s
+        self.out.append(f.Terminate(worker.id, worker.pid, worker.start))
+        self.disconnect(worker, now)
+
+    def drain_surplus(self, now: float) -> None:
+        """A slot keeps its youngest worker; a cluster that has become smaller keeps its lower slots."""
+        youngest = {worker.slot: worker.id for worker in self.roster if worker.state in HOLDS_SLOT}  # by growing id
+        for worker in self.roster:
+            surplus = worker.slot >= self.settings.workers or youngest.get(worker.slot) != worker.id
+            if surplus and worker.state in SERVING:
+                self.drain(worker, now, self.settings.graceful_timeout_s, quick=False)
+            elif surplus and worker.state in (FORKED, ONLINE):
+                self.stop_starting(worker, now, START_STOP_S)
+
+    def wind_down(self, worker: Worker, now: float) -> None:
+        """The cluster stops: end this worker as its state allows. Repeating it only ever tightens the deadline."""
+        assert self.stopping is not None
+        left_s = max(0.0, self.stopping.deadline - now)
+        start_left_s = min(left_s, START_STOP_S)
+        if worker.state in (FORKED, ONLINE):
+            self.stop_starting(worker, now, start_left_s)
+        elif worker.state in SERVING:
+            self.drain(worker, now, left_s, quick=self.stopping.quick)
+        elif worker.killed_at is None and worker.deadline is not None:
+            if worker.state == ASKED or worker.stopped:
+                worker.deadline = min(worker.deadline, now + start_left_s)
+            elif worker.state == DRAINING and now + left_s < worker.deadline:
+                self.drain(worker, now, left_s, quick=self.stopping.quick)
+
+    def condemn(self, worker: Worker, reason: str, text: str, now: float) -> None:
+        """Give up a worker: have its stacks dumped, and kill it a moment later."""
+        worker.move("overdue")
+        worker.doomed = reason
+        worker.deadline = now + self.settings.dump_grace_s
+        self.say("error", f"{worker.label} {text}; its stacks are dumped, then it is killed")
+        self.announce("error", worker, now, f"{reason}: {text}")
+        self.out.append(f.Dump(worker.id, worker.pid, worker.start))
+
+    def kill(self, worker: Worker, now: float) -> None:
+        """SIGKILL, again and again until its death is told."""
+        if worker.killed_at is None:
+            worker.killed_at = now
+        else:
+            self.say("error", f"{worker.label} is not dead {now - worker.killed_at:.1f} s after SIGKILL; sent again")
+        worker.deadline = now + KILL_AGAIN_S
+        self.out.append(f.Kill(worker.id, worker.pid, worker.start, worker.doomed))
+
+    def overdue(self, worker: Worker, now: float) -> None:
+        """Its deadline has passed."""
+        if worker.state == ASKED:
+            self.lose(worker, now)
+            self.say("error", f"no worker came for slot {worker.slot}: the zygote did not answer")
+            self.out += self.zygote.give_up(now)
+        elif worker.state in (FORKED, ONLINE):
+            text = f"was not ready {now - worker.started_at:.1f} s after its start"
+            self.condemn(worker, BOOT_TIMEOUT, text, now)
+        else:
+            worker.doomed = worker.doomed or DRAIN_TIMEOUT
+            self.kill(worker, now)
+
+    def judge_health(self, worker: Worker, ages: f.LaneAges | None, now: float) -> None:
+        """The health of a worker that is READY or SUSPECT."""
+        silence_s = now - worker.last_heard
+        match judge(worker, ages, now, self.settings, self.lags):
+            case Verdict.HUNG_SILENT:
+                self.condemn(worker, HUNG, f"is hung: nothing heard, and no tick, for {silence_s:.1f} s", now)
+            case Verdict.HUNG_LOOP:
+                self.condemn(worker, HUNG, "is hung: its event loop is stuck outside the application", now)
+            case Verdict.FINE:
+                if not worker.healthy and worker.ready_at is not None:
+                    worker.healthy = now - worker.ready_at >= self.settings.healthy_after_s
+                    if worker.healthy:
+                        self.slot(worker.slot).healthy()
+            case kind:
+                self.suspect(worker, silence_s, now, reconnect=kind is Verdict.RECONNECT)
+
+    def suspect(self, worker: Worker, silence_s: float, now: float, *, reconnect: bool) -> None:
+        """It was not heard for too long; when its tick is fresh, that is the bus's fault."""
+        if worker.state == READY:
+            worker.move("silent")
+            self.say("warning", f"{worker.label} is suspect: nothing heard of it for {silence_s:.1f} s")
+        if reconnect and now >= worker.reconnect_at:
+            worker.reconnect_at = now + self.settings.hang_timeout_s / 3
+            self.say("warning", f"{worker.label} lives but is not heard: told to open its sockets again")
+            self.out.append(f.Reconnect(worker.id))
+
+    def bury(self, worker: Worker, code: int | None, signal: int | None, now: float) -> None:
+        """It is dead: tell everybody, and decide what follows."""
+        death = verdict(worker, code, signal)
+        orderly = worker.state == DRAINING
+        worker.move("died")
+        self.roster.remove(worker)
+        self.disconnect(worker, now)
+        info = replace(
+            worker.info(now), exitcode=code, signal=signal, reason=death.reason, exited_after_disconnect=orderly
+        )
+        self.out.append(f.Announce("exit", info, death.text))
+        what = self._consequence(worker, death, now)
+        level = "info" if death.account is Account.LEFT else "warning"
+        self.say(level, f"Worker {worker.pid} died. {death.text}; {what}")
+
+    def _consequence(self, worker: Worker, death: Death, now: float) -> str:
+        """Put the death on its slot's account; returns what is done about it."""
+        slot = self.slot(worker.slot)
+        if self.stopping is not None:
+            return "not replaced: the cluster is stopping"
+        if death.account is Account.CRASH:
+            slot.crashed_ready(now, now - worker.started_at)
+        elif death.account is Account.LANE_TAKEN:
+            self.roster.foreign.add(worker.lane)
+            slot.lane_taken(now)
+        elif death.account is Account.FAILED_START:
+            slot.boot_failed = slot.boot_failed or death.reason == BOOT_FAILED
+            slot.failed(now)
+        if death.account in (Account.CRASH, Account.FAILED_START):
+            self.crashes += 1
+        self._give_up_if_hopeless(slot, death, now)
+        if self.stopping is not None:
+            return "not replaced: giving up"
+        if worker.slot >= self.settings.workers:
+            return f"not replaced: there is no slot {worker.slot} any more"
+        if not self.roster.is_free(worker.slot):
+            return f"slot {worker.slot} has its replacement already"
+        if self.zygote.state != ZYGOTE_READY:
+            return f"replacing it in slot {worker.slot} as soon as there is a zygote"
+        if slot.retry_at > now:
+            return f"next attempt in {slot.retry_at - now:.1f} s"
+        return f"replacing it in slot {worker.slot} now"
+
+    def _give_up_if_hopeless(self, slot: Slot, death: Death, now: float) -> None:
+        limit = self.settings.restart_limit
+        if limit and self.crashes > limit:
+            text = f"{self.crashes} workers have died, more than the restart limit of {limit}"
+            self.fail(RestartLimitReached.exit_code, text, now)
+        elif not self.ever_ready:
+            everywhere = all(self.slot(index).boot_failed for index in range(self.settings.workers))
+            if everywhere or slot.failures >= START_TRIES:
+                text = self.boot_text or f"no worker became ready; the last one ended with {death.text}"
+                self.fail(AppError.exit_code, text, now)
+
+    def fork_failed(self, worker: Worker, text: str, now: float) -> None:
+        """The machine has no process for it."""
+        self.lose(worker, now)
+        del self.roster.doubtful[worker.lane]  # there is no fork
+        slot = self.slot(worker.slot)
+        wait_s = slot.failed(now)
+        self.say("error", f"no worker for slot {slot.index}: {text}; next attempt in {wait_s:.1f} s")
+        if not self.ever_ready and slot.failures >= START_TRIES:
+            self.fail(SpawnError.exit_code, f"cannot fork workers: {text}", now)
+
+    def fail(self, code: int, text: str, now: float) -> None:
+        """There is no point in going on: stop everything, then finish with this code."""
+        if self.stopping is None:
+            self.begin_stop(self.settings.graceful_timeout_s, code, text, now, quick=False)
+
+    def begin_stop(self, limit_s: float, code: int, text: str, now: float, *, quick: bool) -> None:
+        """Stop, or (when that has begun) be quicker about it; the first reason gives the exit code."""
+        if self.stopping is None:
+            self.stopping = Stopping(now, now + limit_s, quick, code, text)
+        elif now + limit_s < self.stopping.deadline:
+            self.stopping.deadline = now + limit_s
+            self.stopping.quick = self.stopping.quick or quick
+        else:
+            return
+        for worker in self.roster:
+            self.wind_down(worker, now)
+
+    def is_degraded(self) -> bool:
+        """Less than what was asked for is running, because of crashes.
+
+        A crash that is being repaired at once does not count: it is what a cluster is for.
+        """
+        serving = {worker.slot for worker in self.roster if worker.state == READY}
+        return self.zygote.broken or any(
+            slot.looping or (slot.failures > 0 and index not in serving)
+            for index, slot in self._slots.items()
+            if index < self.settings.workers
+        )
+
+    def end_of_patience(self) -> float:
+        """When those that even SIGKILL does not end are left behind; infinite while somebody was not killed yet."""
+        patience_s = ORPHAN_KILL_S if self.launcher_gone else KILL_AGAIN_S
+        never = float("inf")
+        killed = [never if worker.killed_at is None else worker.killed_at for worker in self.roster]
+        return max(killed, default=-never) + patience_s
+
+    def finish_if_over(self, now: float) -> None:
+        """Finish when nobody is left, or only those that cannot be ended."""
+        assert self.stopping is not None
+        if not self.started or (self.zygote.state == SYNCING and now < self.stopping.since + START_STOP_S):
+            return  # there may be workers we do not know of yet
+        if now < self.end_of_patience():
+            return
+        names = ", ".join(worker.label for worker in self.roster)
+        if names:
+            self.say("error", f"left behind, because SIGKILL did not end them: {names}")
+        self.finished = True
+        self.out.append(f.Finish(self.stopping.code, self.stopping.text))

@@ -1,0 +1,294 @@
+"""What goes into `Fleet.step` and what comes out: events the master has seen, commands it must perform.
+
+Invariant: every event is a fact that already happened and every command is complete, so that the master needs no
+state of its own to perform it. Both are frozen; none carries a clock reading (`step` is given `now`).
+"""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from zcluster.core.messages import Beat, WorkerInfo
+
+BOOT_FAILED_CODE = 3  # a worker that cannot load the application ends with it (errors.AppError)
+LANE_TAKEN_CODE = 75  # EX_TEMPFAIL of sysexits.h: another process holds the lock of the lane this worker was given
+
+
+class FleetSettings(Struct, frozen=True, kw_only=True):
+    """Periods in seconds; all of them are options, so that tests run at a tenth."""
+
+    workers: int
+    boot_timeout_s: float = 60.0  # from the request to fork until READY; an import on a cold disk takes long
+    graceful_timeout_s: float = 30.0  # drain deadline of a graceful stop, as gunicorn's
+    quick_timeout_s: float = 1.0  # drain deadline of a quick stop
+    hang_timeout_s: float = 30.0  # silence until HUNG; SUSPECT at a third of it
+    dump_grace_s: float = 0.5  # between the stack dump and SIGKILL
+    restart_limit: int = 0  # so many crashes are repaired in the life of this master, one more ends it; 0: no limit
+    orphan_timeout_s: float = 3.0  # drain deadline when the launcher is gone: nothing may be alive 5 s after it
+    lanes: int = 512  # columns of the ledger
+    restart_base_s: float = 0.1  # first pause after a crash while starting, doubled each time
+    restart_cap_s: float = 30.0  # longest pause
+    early_crash_s: float = 5.0  # a crash from READY that soon after the start counts towards a crash loop
+    crash_loop_limit: int = 10  # more early crashes than this within the window below are a crash loop
+    crash_loop_window_s: float = 60.0
+    healthy_after_s: float = 60.0  # this long READY, and the slot's crashes are forgotten
+
+
+class LaneAges(Struct, frozen=True):
+    """How old the two ticks are that a worker writes into its ledger lane by itself."""
+
+    bus_tick_age_s: float
+    loop_tick_age_s: float
+    in_app: bool  # the loop's thread is inside the application: its tick may be old
+
+
+# ---- events --------------------------------------------------------------------------------------------------------
+class Started(Struct, frozen=True):
+    """A master starts. After a master's death `adopted` are the owners of locked lanes it found in the ledger."""
+
+    adopted: tuple[WorkerInfo, ...] = ()
+    foreign_lanes: frozenset[int] = frozenset()  # locked by a process that is no worker of ours: never handed out
+    zygote_generation: int | None = None  # of the surviving zygote, None: there is none, ask for one
+
+
+class ZygoteUp(Struct, frozen=True):
+    """The launcher started a zygote (or told of it again): it imports now."""
+
+    generation: int
+
+
+class Imported(Struct, frozen=True):
+    """The zygote is ready to fork."""
+
+    generation: int
+    unsafe: tuple[str, ...] = ()
+
+
+class ImportFailed(Struct, frozen=True):
+    """The zygote cannot load the application and exits."""
+
+    generation: int
+    text: str
+
+
+class ZygoteDied(Struct, frozen=True):
+    """A zygote has ended, for whatever reason."""
+
+    generation: int
+    code: int | None = None
+    signal: int | None = None
+
+
+class Synced(Struct, frozen=True):
+    """The surviving zygote's answer to a new master: the forks it made.
+
+    Those that are not in the fleet are taken in, so leave out what is not alive: nobody would report its death.
+    """
+
+    forks: tuple[WorkerInfo, ...]
+    imported: bool
+
+
+class Forked(Struct, frozen=True):
+    """A fork that was asked for exists: `worker` has pid and start."""
+
+    worker: WorkerInfo
+
+
+class ForkFailed(Struct, frozen=True):
+    """The zygote could not fork (EAGAIN, ENOMEM)."""
+
+    id: int
+    text: str
+
+
+class Hello(Struct, frozen=True):
+    """A worker is on the bus. `link` comes back in a Refuse."""
+
+    worker: WorkerInfo
+    link: bytes = b""
+
+
+class Ready(Struct, frozen=True):
+    """A worker accepts from now on."""
+
+    id: int
+
+
+class Heard(Struct, frozen=True):
+    """Any traffic of a worker."""
+
+    id: int
+    beat: Beat | None = None
+
+
+class Leaving(Struct, frozen=True):
+    """A worker drains of its own accord."""
+
+    id: int
+    reason: str
+
+
+class BootFailed(Struct, frozen=True):
+    """A worker says why it is about to exit with code 3 (its traceback, for the text of Finish)."""
+
+    id: int
+    text: str
+
+
+class Died(Struct, frozen=True):
+    """One waitid result of the launcher; may come before Forked or Hello of the same process."""
+
+    pid: int
+    start: int
+    code: int | None
+    signal: int | None
+
+
+class Vanished(Struct, frozen=True):
+    """A worker's process is gone. With a launcher its Died, which has the status, is waited for (5 s at most)."""
+
+    id: int
+
+
+class Ticked(Struct, frozen=True):
+    """Time passes (every 250 ms, and at `next_deadline`); `ledger` by worker id, of the lanes that are locked."""
+
+    ledger: Mapping[int, LaneAges] = {}
+
+
+class Lagged(Struct, frozen=True):
+    """The master itself did not run for so long: nobody is judged for that time. Step it before any other event."""
+
+    seconds: float
+
+
+class Stop(Struct, frozen=True):
+    """End the cluster. A second, quick one tightens the deadline."""
+
+    quick: bool
+    why: str = ""
+
+
+class LauncherGone(Struct, frozen=True):
+    """The launcher died: drain everything and leave."""
+
+
+class LaneTaken(Struct, frozen=True):
+    """A worker could not lock its lane: somebody else has it."""
+
+    id: int
+    lane: int
+
+
+FleetEvent = (
+    Started | ZygoteUp | Imported | ImportFailed | ZygoteDied | Synced | Forked | ForkFailed | Hello | Ready | Heard
+    | Leaving | BootFailed | Died | Vanished | Ticked | Lagged | Stop | LauncherGone | LaneTaken
+)  # fmt: skip
+
+
+# ---- commands ------------------------------------------------------------------------------------------------------
+class StartZygote(Struct, frozen=True):
+    """Ask the launcher for a zygote of this generation."""
+
+    generation: int
+
+
+class KillZygote(Struct, frozen=True):
+    """SIGKILL for the zygote of this generation: it did not answer in time. Its death is then told as any other."""
+
+    generation: int
+    reason: str
+
+
+class SaveNextId(Struct, frozen=True):
+    """Store it where the next master finds it; always before the Fork that uses it, so ids never repeat."""
+
+    next_id: int
+
+
+class Fork(Struct, frozen=True):
+    """Ask the zygote for this worker (id, slot, lane, generation, restarts are set)."""
+
+    worker: WorkerInfo
+
+
+class SendDrain(Struct, frozen=True):
+    """Send a Drain to the worker."""
+
+    id: int
+    deadline_s: float
+    quick: bool
+
+
+class Refuse(Struct, frozen=True):
+    """Answer the Hello of this link with Refused."""
+
+    id: int
+    link: bytes
+    reason: str
+
+
+class Terminate(Struct, frozen=True):
+    """SIGTERM for a worker that is not on the bus yet."""
+
+    id: int
+    pid: int
+    start: int
+
+
+class Dump(Struct, frozen=True):
+    """SIGCONT, then the signal that makes faulthandler write the stacks."""
+
+    id: int
+    pid: int
+    start: int
+
+
+class Kill(Struct, frozen=True):
+    """SIGKILL."""
+
+    id: int
+    pid: int
+    start: int
+    reason: str
+
+
+class Reconnect(Struct, frozen=True):
+    """The worker lives but is not heard: make it open new sockets."""
+
+    id: int
+
+
+class Announce(Struct, frozen=True):
+    """Publish an Event of this kind: fork online listening disconnect exit error running."""
+
+    kind: str
+    worker: WorkerInfo | None = None
+    text: str = ""
+
+
+class Log(Struct, frozen=True):
+    """One line for the log; level is a name of the logging module in lower case."""
+
+    level: str
+    text: str
+
+
+class Running(Struct, frozen=True):
+    """All workers are ready for the first time: the ready line."""
+
+    workers: int
+
+
+class Finish(Struct, frozen=True):
+    """Nothing is left: exit with this code."""
+
+    code: int
+    text: str = ""
+
+
+FleetCommand = (
+    StartZygote | KillZygote | SaveNextId | Fork | SendDrain | Refuse | Terminate | Dump | Kill | Reconnect | Announce
+    | Log | Running | Finish
+)  # fmt: skip

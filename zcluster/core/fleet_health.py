@@ -1,0 +1,63 @@
+"""Is this worker alive? One heartbeat cannot tell; three signs together can.
+
+Invariant: a worker is only ever judged for time in which the master itself ran.
+
+    heard on the bus | ledger: bus tick | ledger: loop tick | what it is                         verdict
+    in time          | any              | fresh             | in good health                     FINE
+    in time          | any              | stale, not in app | its event loop is stuck            HUNG
+    late by a third  | fresh            |                   | the bus is broken, not the worker  RECONNECT, never more
+    late by a third  | stale            |                   | stopped, swapped, GIL held ...     SUSPECT
+    late by all      | stale            |                   | ... for longer than may be         HUNG
+
+The same limit, a third of the hang timeout, divides fresh from stale. With the defaults that is 10 s, or 40 ticks of
+250 ms: no busy machine misses so many in a row, and a worker frozen for the whole timeout is past it three times. Any
+larger limit would only kill later; a much smaller one would take a stall of the moment for proof.
+"""
+
+from collections import deque
+from enum import Enum
+
+from zcluster.core.fleet_events import FleetSettings, LaneAges
+from zcluster.core.fleet_worker import Worker
+
+# Lags remembered. Each is longer than a heartbeat and they matter for one hang timeout: 30 at most with the defaults.
+LAGS_MAX = 64
+
+
+class Verdict(Enum):
+    """What the signs say."""
+
+    FINE = "fine"
+    SUSPECT = "suspect"
+    RECONNECT = "reconnect"
+    HUNG_SILENT = "hung: nothing heard and no tick"
+    HUNG_LOOP = "hung: event loop stuck"
+
+
+class Lags:
+    """The times the master did not run: a tick that grew old meanwhile is not the worker's fault (a paused VM)."""
+
+    def __init__(self) -> None:
+        self.spans: deque[tuple[float, float]] = deque(maxlen=LAGS_MAX)
+
+    def add(self, now: float, seconds: float) -> None:
+        """The master did not run in the `seconds` before `now`."""
+        self.spans.append((now - seconds, now))
+
+    def net_age_s(self, now: float, age_s: float) -> float:
+        """The age, without the part of it in which the master did not run."""
+        born = now - age_s
+        return age_s - sum(max(0.0, end - max(begin, born)) for begin, end in self.spans)
+
+
+def judge(worker: Worker, ages: LaneAges | None, now: float, settings: FleetSettings, lags: Lags) -> Verdict:
+    """The table above. No ages (the lane is not locked, or not its own) means that there is no fresh tick."""
+    hang_s = settings.hang_timeout_s
+    if ages is not None and not ages.in_app and lags.net_age_s(now, ages.loop_tick_age_s) > hang_s:
+        return Verdict.HUNG_LOOP
+    silence_s = now - worker.last_heard
+    if silence_s < hang_s / 3:
+        return Verdict.FINE
+    if ages is not None and lags.net_age_s(now, ages.bus_tick_age_s) < hang_s / 3:
+        return Verdict.RECONNECT
+    return Verdict.SUSPECT if silence_s < hang_s else Verdict.HUNG_SILENT

@@ -1,0 +1,316 @@
+"""Every message of zcluster, on one screen: what the bus carries and what the launcher's sockets carry.
+
+Invariant: a message says *what is*, never *what changed* (totals, heads, tables), so that loss, repetition and
+reordering are harmless. Times are seconds, `start` is a process's start time in clock ticks since boot (field 22 of
+proc(5) stat): (pid, start) names a process for ever, a pid alone does not.
+"""
+
+from typing import Literal
+
+from msgspec import Raw, Struct
+
+VERSION = 1  # first byte of every frame
+TOTALS, TICK, EVENTS = "totals", "tick", "events"  # the topics of `pub`; probes are "probe:" + link in hex
+
+
+class WorkerInfo(Struct, frozen=True, array_like=True):
+    """One worker as others see it."""
+
+    id: int  # grows for ever, never reused
+    slot: int  # 0..N-1, taken over by the replacement
+    lane: int  # its column in the ledger
+    generation: int
+    pid: int = 0
+    start: int = 0
+    state: str = "forked"
+    restarts: int = 0  # of its slot
+    requests: int = 0
+    inflight: int = 0
+    connections: int = 0
+    threads: int = 0
+    rss_bytes: int = 0
+    uptime_s: float = 0.0
+    oldest_request_s: float = 0.0
+    exitcode: int | None = None
+    signal: int | None = None
+    reason: str = ""
+    exited_after_disconnect: bool = False
+
+
+class Snapshot(Struct, frozen=True, array_like=True):
+    """The whole cluster, as `ps --json` and every handle see it."""
+
+    name: str
+    urls: tuple[str, ...]
+    epoch: int
+    generation: int
+    state: str  # starting | running | degraded | stopping
+    launcher_pid: int
+    master_pid: int
+    zygote_pid: int
+    counters: dict[str, int]
+    workers: tuple[WorkerInfo, ...]
+    heads: dict[str, int] = {}  # topic -> number of the last message published in this epoch
+    dropped: dict[str, int] = {}  # what the master's bus counted and dropped, by reason
+    recent: "tuple[Event, ...]" = ()  # the last events published, for a peer that missed some
+
+
+# ---- ctl, peer -> master ------------------------------------------------------------------------------------------
+class Hello(Struct, frozen=True, array_like=True, tag="hello"):
+    """I am here. Repeated until a Welcome *and* the Probe for this link have arrived."""
+
+    link: bytes  # 16 random bytes, new for every set of sockets
+    role: Literal["worker", "handle", "service"]
+    pid: int  # must be what the kernel attests
+    worker: WorkerInfo | None = None
+
+
+class Ready(Struct, frozen=True, array_like=True, tag="ready"):
+    """This worker has joined and will accept from now on."""
+
+
+class Beat(Struct, frozen=True, array_like=True, tag="beat"):
+    """Heartbeat, with what the worker is doing."""
+
+    requests: int
+    inflight: int
+    connections: int
+    threads: int
+    rss_bytes: int
+    oldest_request_s: float
+    loop_lag_s: float
+
+
+class Leaving(Struct, frozen=True, array_like=True, tag="leaving"):
+    """This worker drains of its own accord (its own SIGTERM, SystemExit of the app): a voluntary exit."""
+
+    reason: str
+
+
+class Resync(Struct, frozen=True, array_like=True, tag="resync"):
+    """A gap was seen: send a Welcome again."""
+
+
+class Ask(Struct, frozen=True, array_like=True, tag="ask"):
+    """A question or an order from the CLI or a handle; answered by the Answer of the same number."""
+
+    number: int
+    verb: str
+    args: Raw = Raw(b"\xc0")  # msgpack nil
+
+
+# ---- ctl, master -> peer ------------------------------------------------------------------------------------------
+class Welcome(Struct, frozen=True, array_like=True, tag="welcome"):
+    """Where things stand; updates newer than `snapshot.heads` apply on top."""
+
+    master_pid: int
+    master_start: int
+    snapshot: Snapshot
+
+
+class Refused(Struct, frozen=True, array_like=True, tag="refused"):
+    """This worker has no place here (its slot is taken, its generation unknown): leave."""
+
+    reason: str
+
+
+class Drain(Struct, frozen=True, array_like=True, tag="drain"):
+    """Stop accepting, finish, leave; after `deadline_s` you are killed."""
+
+    deadline_s: float
+    quick: bool
+
+
+class Answer(Struct, frozen=True, array_like=True, tag="answer"):
+    """Reply to an Ask; `error` empty on success."""
+
+    number: int
+    error: str = ""
+    body: Raw = Raw(b"\xc0")
+
+
+# ---- pub, master -> everybody -------------------------------------------------------------------------------------
+class Totals(Struct, frozen=True, array_like=True, tag="totals"):
+    """Absolute totals of the counters that changed."""
+
+    epoch: int
+    number: int
+    totals: dict[str, int]
+
+
+class Tick(Struct, frozen=True, array_like=True, tag="tick"):
+    """The master lives; a head higher than what was received is a gap."""
+
+    epoch: int
+    number: int
+    heads: dict[str, int]
+
+
+class Probe(Struct, frozen=True, array_like=True, tag="probe"):
+    """Proof that the SUB of this link is connected."""
+
+    link: bytes
+
+
+class Event(Struct, frozen=True, array_like=True, tag="event"):
+    """Something happened to a worker or to the cluster: fork online listening disconnect exit error running."""
+
+    epoch: int
+    number: int
+    kind: str
+    worker: WorkerInfo | None = None
+    text: str = ""
+
+
+# ---- evt, worker -> master ----------------------------------------------------------------------------------------
+class Increments(Struct, frozen=True, array_like=True, tag="inc"):
+    """Running totals of the cells this worker has changed, by counter index."""
+
+    worker: int
+    lane: int
+    cells: dict[int, int]
+
+
+Message = (
+    Hello | Ready | Beat | Leaving | Resync | Ask  # up
+    | Welcome | Refused | Drain | Answer  # down
+    | Totals | Tick | Probe | Event  # pub
+    | Increments  # evt
+)  # fmt: skip
+
+
+# ---- the launcher's SEQPACKET sockets; a number is repeated to the next master until it is Received ----------------
+class Boot(Struct, frozen=True, array_like=True, tag="boot"):
+    """First message to a master, a zygote or a service: everything it needs to know."""
+
+    config: Raw
+    run_dir: str
+    urls: tuple[str, ...]
+    launcher_pid: int
+    launcher_start: int
+    generation: int = 0
+    listener_fds: tuple[int, ...] = ()
+    kind: str = ""  # of a service
+
+
+class Proceed(Struct, frozen=True, array_like=True, tag="proceed"):
+    """Launcher -> master: all that stood before you started has been told."""
+
+
+class StartZygote(Struct, frozen=True, array_like=True, tag="start-zygote"):
+    """Master -> launcher."""
+
+    generation: int
+
+
+class ZygoteUp(Struct, frozen=True, array_like=True, tag="zygote-up"):
+    """Launcher -> master, with the zygote's control socket (SCM_RIGHTS); told again to every new master."""
+
+    generation: int
+    pid: int
+    start: int
+
+
+class StartService(Struct, frozen=True, array_like=True, tag="start-service"):
+    """Master -> launcher."""
+
+    kind: str
+
+
+class ServiceUp(Struct, frozen=True, array_like=True, tag="service-up"):
+    """Launcher -> master."""
+
+    kind: str
+    pid: int
+    start: int
+
+
+class Died(Struct, frozen=True, array_like=True, tag="died"):
+    """Launcher -> master: one waitid result."""
+
+    number: int
+    pid: int
+    start: int
+    code: int | None
+    signal: int | None
+
+
+class Stop(Struct, frozen=True, array_like=True, tag="stop"):
+    """End the cluster. Master -> launcher: the operator asked on the bus. Launcher -> master: do; told to every new one."""
+
+    quick: bool
+    why: str = ""
+
+
+class Received(Struct, frozen=True, array_like=True, tag="received"):
+    """Master -> launcher."""
+
+    number: int
+
+
+class Running(Struct, frozen=True, array_like=True, tag="running"):
+    """Master -> launcher: all workers are ready; print the line."""
+
+    workers: int
+
+
+class Failed(Struct, frozen=True, array_like=True, tag="failed"):
+    """Any -> its starter: why it is about to exit with this code."""
+
+    code: int
+    text: str
+
+
+# ---- master <-> zygote --------------------------------------------------------------------------------------------
+class Imported(Struct, frozen=True, array_like=True, tag="imported"):
+    """Zygote -> master: ready to fork; `unsafe` names what forced it to start again without the app."""
+
+    generation: int
+    preloaded: bool
+    unsafe: tuple[str, ...] = ()
+
+
+class ImportFailed(Struct, frozen=True, array_like=True, tag="import-failed"):
+    """Zygote -> master, before it exits."""
+
+    generation: int
+    text: str
+
+
+class Fork(Struct, frozen=True, array_like=True, tag="fork"):
+    """Master -> zygote."""
+
+    worker: WorkerInfo
+
+
+class Forked(Struct, frozen=True, array_like=True, tag="forked"):
+    """Zygote -> master; written by the worker itself into the zygote's pipe, so it lives."""
+
+    worker: WorkerInfo
+
+
+class ForkFailed(Struct, frozen=True, array_like=True, tag="fork-failed"):
+    """Zygote -> master."""
+
+    worker: int
+    text: str
+
+
+class Sync(Struct, frozen=True, array_like=True, tag="sync"):
+    """New master -> zygote: what have you forked?"""
+
+    epoch: int
+
+
+class Synced(Struct, frozen=True, array_like=True, tag="synced"):
+    """Zygote -> master, after everything asked before."""
+
+    epoch: int
+    imported: bool
+    forks: tuple[WorkerInfo, ...]
+
+
+Control = (
+    Boot | StartZygote | ZygoteUp | StartService | ServiceUp | Proceed | Died | Stop | Received | Running | Failed
+    | Imported | ImportFailed | Fork | Forked | ForkFailed | Sync | Synced
+)  # fmt: skip

@@ -1,0 +1,83 @@
+"""Outbox: what a peer wants to tell its master, kept until it is certain that it need not be sent again.
+
+Invariant: an Ask stays here from `put` to its Answer (or `forget`), over any number of lost links; everything else is
+a statement of how things are, so only the latest of each kind is kept, and only until it was handed to a socket.
+"""
+
+from collections import deque
+from typing import Final
+
+from zcluster.core.codec import encode
+from zcluster.core.messages import Ask, Message
+from zcluster.errors import BusError
+
+FRAME_MAX_BYTES: Final = 33 << 20  # a payload of 32 MiB and its envelope; a master cuts off who sends more
+# An owner that asks faster than a master answers must feel it, not fill the memory: 1,000 questions in flight is far
+# more than any caller waits for, and 64 MiB holds one frame of the largest size and many usual ones.
+MESSAGES_MAX: Final = 1000
+BYTES_MAX: Final = 64 << 20
+
+
+class QueueFull(BusError):
+    """More is waiting for the master than this link may keep; wait for answers or try again later."""
+
+
+class Outbox:
+    """A bounded, ordered set of frames; used by one thread."""
+
+    def __init__(self, messages_max: int = MESSAGES_MAX, bytes_max: int = BYTES_MAX) -> None:
+        self._messages_max, self._bytes_max = messages_max, bytes_max
+        self._frames: dict[int | type, bytes] = {}  # by number of the Ask, else by kind of message
+        self._unsent: deque[int | type] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        """Return how many messages are kept, sent or not."""
+        return len(self._frames)
+
+    def put(self, message: Message) -> None:
+        """Queue a message; raises `QueueFull`, and `BusError` when it is larger than a frame may be."""
+        key: int | type = message.number if isinstance(message, Ask) else type(message)
+        if isinstance(message, Ask) and key in self._frames:
+            raise ValueError(f"a question numbered {key} is already waiting for its answer")
+        frame = encode(message)
+        if len(frame) > FRAME_MAX_BYTES:
+            raise BusError(f"a message of {len(frame)} bytes; the bus carries {FRAME_MAX_BYTES}: send less at a time")
+        old = self._frames.get(key)
+        size = self._bytes + len(frame) - (len(old) if old is not None else 0)
+        if (old is None and len(self._frames) >= self._messages_max) or size > self._bytes_max:
+            raise QueueFull(f"{len(self._frames)} messages ({self._bytes} bytes) wait for the master already")
+        self._frames[key], self._bytes = frame, size
+        if old is None:
+            self._unsent.append(key)
+
+    def head(self) -> bytes | None:
+        """Return the frame to send next, or None."""
+        return self._frames[self._unsent[0]] if self._unsent else None
+
+    def sent(self) -> None:
+        """The frame that `head` returned is in the hands of a socket."""
+        key = self._unsent.popleft()
+        if not isinstance(key, int):
+            self._drop(key)
+
+    def rewind(self) -> None:
+        """A new link: every question without an answer is to be sent again, before what was never sent."""
+        waiting = set(self._unsent)
+        self._unsent.extendleft(reversed([key for key in self._frames if key not in waiting]))
+
+    def answered(self, number: int) -> bool:
+        """The Answer has come; false when nobody waits for it (any more)."""
+        return self.forget(number)
+
+    def forget(self, number: int) -> bool:
+        """Nobody waits for this answer any more; false when it was not asked or is already answered."""
+        if number not in self._frames:
+            return False
+        if number in self._unsent:
+            self._unsent.remove(number)
+        self._drop(number)
+        return True
+
+    def _drop(self, key: int | type) -> None:
+        self._bytes -= len(self._frames.pop(key))

@@ -1,0 +1,41 @@
+"""The whole cluster at one moment, as `ps --json`, a Welcome and every handle see it.
+
+Invariant: it is built from what is known without asking anybody, so that it can be given at any time.
+"""
+
+from collections.abc import Mapping
+
+from zcluster.core.fleet import Fleet
+from zcluster.core.messages import Event, Snapshot
+
+
+def fleet_snapshot(
+    fleet: Fleet,
+    now: float,
+    *,
+    name: str,
+    urls: tuple[str, ...],
+    launcher_pid: int,
+    master_pid: int,
+    zygote_pid: int,
+    counters: Mapping[str, int],
+    heads: Mapping[str, int],
+    dropped: Mapping[str, int],
+    recent: tuple[Event, ...] = (),
+) -> Snapshot:
+    """Put a Snapshot together; `now` (seconds) is of the clock the fleet is stepped with. `zygote_pid` 0: none."""
+    return Snapshot(
+        name=name,
+        urls=urls,
+        epoch=fleet.epoch,
+        generation=fleet.generation,
+        state=fleet.state,
+        launcher_pid=launcher_pid,
+        master_pid=master_pid,
+        zygote_pid=zygote_pid,
+        counters=dict(counters),
+        workers=fleet.infos(now),
+        heads=dict(heads),
+        dropped=dict(dropped),
+        recent=recent,
+    )

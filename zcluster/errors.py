@@ -1,0 +1,54 @@
+"""Errors by whose fault they are; the class decides the exit code.
+
+```
+ClusterError             base; also raised for misuse of the API by the caller
+|- ConfigError           the operator: an option, a file, a name              exit 2
+|- AppError              the application: not found, raises at import, ...    exit 3
+|- SpawnError            the machine: port in use, no tmpfs, no memory        exit 4
+|- RestartLimitReached   workers died too often                               exit 5
+`- BusError              a peer or the link to it
+   `- BadFrame           a frame that is not one of our messages: counted and dropped, never fatal
+```
+Anything else that escapes is our own bug and ends with exit 70 (EX_SOFTWARE of sysexits.h).
+A text says what was wrong, where, and what to do about it.
+"""
+
+from typing import ClassVar
+
+
+class ClusterError(Exception):
+    """Base of everything zcluster raises on purpose."""
+
+    exit_code: ClassVar[int] = 70
+
+
+class ConfigError(ClusterError):
+    """The operator asked for something that cannot be."""
+
+    exit_code = 2
+
+
+class AppError(ClusterError):
+    """The application cannot be loaded or is not a WSGI callable."""
+
+    exit_code = 3
+
+
+class SpawnError(ClusterError):
+    """The machine refused: address in use, no writable tmpfs, no processes left."""
+
+    exit_code = 4
+
+
+class RestartLimitReached(ClusterError):
+    """Workers died more often than ``--restart-limit`` allows."""
+
+    exit_code = 5
+
+
+class BusError(ClusterError):
+    """A peer, or the link to it, misbehaved."""
+
+
+class BadFrame(BusError):
+    """A frame that cannot be decoded into one of our messages."""

@@ -1,0 +1,12 @@
+"""The HTTP engine of a worker: sockets, epoll and WSGI, and nothing of the bus, of processes or of bodies.
+
+`Engine` is the door; `Limits` are its bounds, `Stats` what it is doing. The parts, lower ones first: `limits`,
+`stats`, `outbox`, `head` (request head -> environ), `body` (request body -> wsgi.input), `connection` (one client),
+`exchange` (one request through the application), `engine` (the loop).
+"""
+
+from .engine import Engine
+from .limits import Limits
+from .stats import Stats
+
+__all__ = ["Engine", "Limits", "Stats"]

@@ -1,0 +1,70 @@
+"""Tables for people: what `ps` and `counters` print. Programs use --json.
+
+Invariant: pure text from a snapshot; a column is as wide as its widest cell, numbers stand to the right.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_NUMERIC_FROM = 5  # of the columns below: counts stand to the right, names to the left
+_COLUMNS = (
+    *("ID", "SLOT", "PID", "STATE", "GEN"),
+    *("REQUESTS", "IN FLIGHT", "CONNS", "THREADS", "RSS", "UPTIME", "RESTARTS", "OLDEST"),
+)
+
+
+def cluster_table(seen: Mapping[str, Any]) -> str:
+    """Return the text of `ps` for a snapshot in the form of `ps --json`."""
+    lines = [
+        f"{seen['name']}  {seen['state']}  {'  '.join(seen['urls'])}",
+        f"epoch {seen['epoch']}  generation {seen['generation']}  launcher {seen['launcher_pid']}  "
+        f"master {seen['master_pid']}  zygote {seen['zygote_pid'] or '-'}",
+    ]
+    if seen["counters"]:
+        lines += ["", counters_table(seen["counters"])]
+    rows = [
+        (
+            *(str(worker[key]) for key in ("id", "slot", "pid", "state", "generation")),
+            *(f"{worker[key]:,}" for key in ("requests", "inflight", "connections", "threads")),
+            _size(worker["rss_bytes"]),
+            _span(worker["uptime_s"]),
+            f"{worker['restarts']:,}",
+            _span(worker["oldest_request_s"]) if worker["inflight"] else "-",
+        )
+        for worker in sorted(seen["workers"], key=lambda worker: (worker["slot"], worker["id"]))
+    ]
+    return "\n".join([*lines, "", *_aligned([_COLUMNS, *rows])])
+
+
+def counters_table(totals: Mapping[str, int]) -> str:
+    """Return one line per counter, in the order of names."""
+    rows = [(name, f"{total:,}") for name, total in sorted(totals.items())]
+    return "\n".join(_aligned(rows, numeric_from=1)) if rows else "no counters"
+
+
+def _aligned(rows: Sequence[Sequence[str]], numeric_from: int = _NUMERIC_FROM) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number >= numeric_from else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _size(size_bytes: int) -> str:
+    """Return a size in MiB, which is what workers are measured in."""
+    return f"{size_bytes / (1 << 20):,.0f} MiB" if size_bytes else "-"
+
+
+def _span(span_s: float) -> str:
+    """Return a time with its two largest units: "1.2s", "3m 5s", "2h 0m", "9d 4h"."""
+    if span_s < 60:
+        return f"{span_s:.1f}s"
+    minutes, seconds = divmod(int(span_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    return f"{hours}h {minutes}m" if hours else f"{minutes}m {seconds}s"

@@ -1,0 +1,1 @@
+"""Reserved for the test support of programs that use zcluster."""

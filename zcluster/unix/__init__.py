@@ -1,0 +1,1 @@
+"""Processes, signals, file descriptors, locks and shared memory."""

@@ -1,0 +1,238 @@
+"""The run directory: where the processes of one cluster find each other.
+
+```
+<base>/zcluster-<uid>/            0700, ours; <base> is a tmpfs, /dev/shm by default
+  <name>/lock                     byte 0 is locked by the living launcher of that name
+  <name>/current                  the instance it runs
+  <name>/<instance>/              ctl pub evt (sockets), ledger, locks, leash, stacks of hung workers
+```
+Invariant: who lives is told by POSIX locks alone, which the kernel releases with the process. A file is never proof.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from zcluster.core.ledger import LedgerError
+from zcluster.errors import SpawnError
+from zcluster.unix.ledgerfile import open_ledger, require_tmpfs
+from zcluster.unix.locks import LockFile
+from zcluster.unix.process import send_signal, start_time
+
+NAME_BYTE = 0  # of the name's lock file
+NAMES_MAX = 1000  # far more clusters than one user runs under one app name
+ALL_BYTES = 1 << 22  # more than any byte of locks.py
+DEFAULT_BASE = Path("/dev/shm")
+OLDER_GRACE_S = 5.0  # what an older instance's processes get to leave: its orphan time-out and a margin
+SOCKET_PATH_MAX_BYTES = 107  # unix(7) sun_path, less the NUL
+_FLOCK = struct.Struct("hhqqi4x")  # as in locks.py, which must not be used here: see `clusters`
+
+
+@dataclass(frozen=True)
+class Found:
+    """A running cluster."""
+
+    name: str
+    path: Path  # of its instance
+    launcher_pid: int
+
+
+@dataclass
+class RunDir:
+    """A claimed name and its fresh instance directory; keep `lock` open for life."""
+
+    name: str
+    path: Path
+    lock: LockFile
+    older: tuple[Path, ...]
+
+    def publish(self) -> None:
+        """Let others find this instance under its name."""
+        draft = self.path / "current.new"
+        draft.write_text(self.path.name, encoding="ascii")
+        draft.rename(self.path.parent / "current")
+
+    def remove(self, *, keep_ledger: bool = False) -> None:
+        """Remove this instance; with `keep_ledger` all of it but the ledger, for the next start to resume from.
+
+        The last thing a launcher does: the name's lock file goes too, so hold its lock until here.
+        """
+        for entry in self.path.iterdir():
+            if not (keep_ledger and entry.name == "ledger"):
+                entry.unlink(missing_ok=True)
+        if keep_ledger:
+            return
+        self.path.rmdir()
+        folder = self.path.parent
+        (folder / "current").unlink(missing_ok=True)
+        if not any(entry.is_dir() for entry in folder.iterdir()):
+            (folder / "lock").unlink(missing_ok=True)
+            for empty in (folder, folder.parent):
+                try:
+                    empty.rmdir()
+                except OSError:  # another cluster lives there, or is being started this moment
+                    break
+
+
+def root_of(base: Path | None) -> Path:
+    """The directory of all of this user's clusters."""
+    return (base or DEFAULT_BASE) / f"zcluster-{os.getuid()}"
+
+
+def claim(base: Path | None, wanted: str, default: str) -> RunDir:
+    """Take a name and make an instance directory. `wanted` is the operator's, "" takes `default`, `default`-2, ...
+
+    Raises SpawnError: no writable tmpfs, a directory that is not safely ours, a path too long for a socket, or an
+    explicit name that is taken (naming the launcher that holds it).
+    """
+    root = root_of(base)
+    _check_base(root.parent)
+    for number in range(1, NAMES_MAX):
+        name = wanted or (default if number == 1 else f"{default}-{number}")
+        lock = _open_name(root, name)
+        if lock.try_lock(NAME_BYTE) and lock.is_current():
+            return _instance(name, root / name, lock)
+        holder = lock.owner(NAME_BYTE)
+        lock.close()
+        if wanted:
+            raise SpawnError(
+                f"a cluster named {name!r} is already running (launcher {holder}); stop it with "
+                f"'zcluster stop --name {name}', or give another --name"
+            )
+    raise SpawnError(f"{NAMES_MAX} clusters named {default!r} are running; give a --name")
+
+
+def _open_name(root: Path, name: str) -> LockFile:
+    """Open the lock file of a name, made if missing. Its last owner removes it: what is gone again is made again."""
+    while True:
+        _private_directory(root)
+        _private_directory(root / name)
+        try:
+            lock = LockFile(root / name / "lock")
+        except SpawnError:
+            if (root / name).exists():
+                raise
+            continue
+        if lock.is_current():
+            return lock
+        lock.close()
+
+
+def _instance(name: str, folder: Path, lock: LockFile) -> RunDir:
+    older = tuple(entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.is_symlink())
+    path = folder / secrets.token_hex(4)
+    if len(os.fsencode(path)) + len("/ctl") > SOCKET_PATH_MAX_BYTES:
+        lock.close()
+        raise SpawnError(
+            f"{path} is too long for the path of a socket ({SOCKET_PATH_MAX_BYTES} bytes); "
+            "give a shorter --run-dir or --name"
+        )
+    path.mkdir(0o700)
+    return RunDir(name, path, lock, older)
+
+
+def _check_base(base: Path) -> None:
+    if not base.is_dir() or not os.access(base, os.W_OK | os.X_OK):
+        raise SpawnError(f"{base} is not a writable directory; give one on a tmpfs with --run-dir DIR")
+    require_tmpfs(base)
+
+
+def _private_directory(path: Path) -> None:
+    try:
+        path.mkdir(0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise SpawnError(f"cannot make {path}: {error.strerror}; give another place with --run-dir DIR") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise SpawnError(
+            f"{path} is not a private directory of uid {os.getuid()} (mode {stat.filemode(found.st_mode)}, "
+            f"uid {found.st_uid}); remove it, or give another place with --run-dir DIR"
+        )
+
+
+def await_older(rundir: RunDir) -> int:
+    """Wait for the processes of older instances of this name, then kill them; returns how many had to be killed.
+
+    Their launcher is dead (we hold its lock), so they are leaving: but a worker stuck in C code keeps the port until
+    it is killed.
+    """
+    deadline = time.monotonic() + OLDER_GRACE_S
+    living = list(_living(rundir.older))
+    while living and time.monotonic() < deadline:
+        time.sleep(0.02)
+        living = list(_living(rundir.older))
+    for pid in living:
+        send_signal(pid, start_time(pid), 9)
+    killed = len(living)
+    deadline = time.monotonic() + OLDER_GRACE_S
+    while any(True for _ in _living(rundir.older)):
+        if time.monotonic() > deadline:
+            raise SpawnError(f"processes of an older instance cannot be killed: {sorted(set(_living(rundir.older)))}")
+        time.sleep(0.01)
+    return killed
+
+
+def _living(instances: tuple[Path, ...]) -> Iterator[int]:
+    for instance in instances:
+        path = instance / "locks"
+        if path.exists():
+            lock = LockFile(path)
+            try:
+                yield from set(lock.owners(0, ALL_BYTES).values())
+            finally:
+                lock.close()
+
+
+def discard(instances: tuple[Path, ...], state_id: bytes) -> None:
+    """Remove what dead instances left, but not a ledger that still counts for another state directory."""
+    for instance in instances:
+        try:
+            file = open_ledger(instance / "ledger", writable=False)
+        except (OSError, LedgerError):
+            shutil.rmtree(instance, ignore_errors=True)
+            continue
+        is_ours = file.ledger.state_id in (bytes(16), state_id)
+        file.close()
+        for entry in instance.iterdir():
+            if is_ours or entry.name != "ledger":
+                entry.unlink(missing_ok=True)
+        if is_ours:
+            instance.rmdir()
+
+
+def clusters(base: Path | None) -> list[Found]:
+    """The running clusters of this user, by name. Not for a launcher: closing a lock file would drop its lock."""
+    found = []
+    root = root_of(base)
+    for current in sorted(root.glob("*/current")) if root.is_dir() else ():
+        try:
+            pid = _lock_owner(current.parent / "lock")
+            path = current.parent / current.read_text(encoding="ascii")
+        except FileNotFoundError:  # it ended while we looked
+            continue
+        if pid:
+            found.append(Found(current.parent.name, path, pid))
+    return found
+
+
+def _lock_owner(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, NAME_BYTE, 1, 0)
+        kind, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, query))
+        return 0 if kind == fcntl.F_UNLCK else int(pid)
+    finally:
+        os.close(fd)
+
+
+def safe_name(app: str) -> str:
+    """The default name of an app: its module, with what a file name should not hold replaced."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", app.partition(":")[0])[:40].strip(".-") or "app"
