@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ZCLUSTER = [sys.executable, "-m", "zcluster"]
 START_TIMEOUT_S = 30.0
+PROGRESS_S = 0.25
 
 
 def client(port: int, until: float, tell: Connection) -> None:
@@ -113,6 +114,7 @@ def run(server: "subprocess.Popen[bytes]", name: str, options: argparse.Namespac
         pipes.append(ours)
     counts = {pipe: (0, 0, 0) for pipe in pipes}
     killed: list[int] = []
+    shown = 0.0
     open_pipes = set(pipes)
     while open_pipes:
         timeout = min([at - time.monotonic() for at in kill_at] + [0.2])
@@ -129,6 +131,9 @@ def run(server: "subprocess.Popen[bytes]", name: str, options: argparse.Namespac
             print(f"\nkill -9 {killed[-1]}", flush=True)
         responses, refused, broken = (sum(column) for column in zip(*counts.values(), strict=True))
         elapsed = time.monotonic() - started
+        if elapsed < shown + PROGRESS_S and open_pipes:
+            continue
+        shown = elapsed
         print(f"\r{elapsed:5.1f} s  {responses:>9,} responses  {responses / elapsed:>8,.0f}/s", end="", flush=True)
     for process in clients:
         process.join()

@@ -27,7 +27,6 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code of this process."""
     try:
         outcome = cli.main(list(arguments), prog_name="zcluster", standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.Abort:  # click's name for Ctrl-C and for an end of input
         return _complain("interrupted", 130)
     except click.ClickException as error:
@@ -36,9 +35,6 @@ def main(arguments: Sequence[str]) -> int:
         return _complain(str(error), SpawnError.exit_code)
     except ClusterError as error:
         return _complain(str(error), error.exit_code)
-    except BrokenPipeError:  # whoever read our output has had enough: `zcluster ps | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains again when it flushes at exit
-        return 0
     except Exception:  # nothing of ours is left that could deal with it: say everything and name it a bug
         traceback.print_exc()
         return _complain("this is a bug of zcluster; please report it with the lines above", 70)

@@ -18,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from signal import SIGTERM  # the class below has a method `signal`
 from pathlib import Path
 
 APPS = Path(__file__).parent.parent / "apps"
@@ -111,7 +112,7 @@ class Running:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {timeout_s} s, log:\n{self.log}") from None
 
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 20.0) -> int:
+    def stop(self, number: int = SIGTERM, timeout_s: float = 20.0) -> int:
         if self.process.poll() is None:
             self.signal(number)
         return self.wait(timeout_s)

@@ -12,6 +12,9 @@ from zcluster.http import Engine, Limits
 
 DEADLINE_S = 20.0
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+HEAD_REQUEST = GET.replace(b"GET", b"HEAD")
+OLD = b"GET / HTTP/1.0\r\n\r\n"
+OLD_KEEP = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
 GET_CLOSE = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 
 
@@ -220,3 +223,30 @@ def echo(environ, start_response):
     body = environ["wsgi.input"].read()
     start_response("200 OK", [("X-Path", environ["PATH_INFO"]), ("X-Method", environ["REQUEST_METHOD"])])
     return [body]
+
+
+class Blocks:
+    """An iterable of blocks that knows whether it was closed; an exception among them is raised."""
+
+    def __init__(self, *blocks):
+        self.blocks = blocks
+        self.closed = 0
+
+    def __iter__(self):
+        for block in self.blocks:
+            if isinstance(block, BaseException):
+                raise block
+            yield block
+
+    def close(self):
+        self.closed += 1
+
+
+def giving(result, status="200 OK", headers=()):
+    """An application that returns `result` itself."""
+
+    def app(environ, start_response):
+        start_response(status, list(headers))
+        return result
+
+    return app

@@ -5,6 +5,7 @@ import os
 import resource
 import socket
 import struct
+import threading
 import time
 
 import pytest
@@ -61,6 +62,28 @@ def test_client_that_does_not_read():
             deaf.receive()
         new = open_fds().items() - rig.fds_before.items()
         assert not [path for _, path in new if "deleted" in path]
+
+
+def test_client_that_catches_up():
+    """Behind a jam that has cleared, a block again reaches the client before the next one is asked for."""
+    jam, got, pause = b"j" * (8 << 20), bytearray(), threading.Event()
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        yield jam
+        pause.set()  # the client begins to read
+        while len(got) < len(jam):
+            yield b"x"
+        yield b"a"
+        until(lambda: got.endswith(b"a"), "the block behind the jam")
+        yield b"b"
+
+    with serve(app) as rig:
+        client = rig.client().send(b"GET / HTTP/1.0\r\n\r\n")
+        assert pause.wait(20)
+        while data := client.sock.recv(1 << 20):
+            got += data
+        assert got.endswith(b"ab")
 
 
 def test_endless_response():

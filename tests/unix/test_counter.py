@@ -236,8 +236,8 @@ def test_signal_handlers_and_finalizers_may_count(folder):
     """An incr() inside an incr() of the same thread neither deadlocks nor loses either of the two."""
 
     def body():
-        be_worker(folder)
         number = Counter("nested")
+        be_worker(folder)
         handled = 0
 
         def on_signal(signum, frame):

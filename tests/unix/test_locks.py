@@ -216,11 +216,34 @@ def test_names_excludes_other_threads(path):
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    with file.names(), pytest.raises(ClusterError, match="another thread"), file.names(timeout_s=0.01):
-        pass
     for thread in threads:
         thread.join()
     assert most == 1
+    with file.names():
+        impatient = threading.Thread(target=_expect_refusal, args=(file, refusals := []))
+        impatient.start()
+        impatient.join()
+    assert refusals == ["another thread of this process has held the names lock for 0.01 s"]
+    file.close()
+
+
+def _expect_refusal(file, refusals):
+    try:
+        with file.names(timeout_s=0.01):
+            pass
+    except ClusterError as error:
+        refusals.append(str(error))
+
+
+def test_names_is_not_entered_twice_by_one_thread(path):
+    """A finalizer that needs the lock its own thread is holding gets an error at once, and the lock stays held."""
+    file = LockFile(path)
+    with file.names():
+        with pytest.raises(ClusterError, match="declare both at import"), file.names():
+            pass
+        assert not in_child(lambda: file.try_lock(NAMES_BYTE))
+    with file.names():
+        pass
     file.close()
 
 

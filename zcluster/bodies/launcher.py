@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -40,6 +40,8 @@ LEAVE_S = 5.0  # zygotes and services at the end; the checkpoint writer needs a 
 OVERRUN_S = (
     10.0  # beyond the drain deadline of a stop: a new master's start, a dump, a kill. Then the launcher kills.
 )
+
+UNACKNOWLEDGED_MAX = 5000  # deaths kept for a master; more than all lanes, several times over
 
 ZygoteMain = Callable[[int], int]  # (control fd) -> exit code; for an app that lives only in this process's memory
 
@@ -120,6 +122,8 @@ class Launcher:
         self.signals.unblock()
         if self.handle is not None:
             self.handle.send(self._boot())
+        for number in self.signals.take():  # kept pending while we prepared
+            self._on_signal(number, time.monotonic())
         try:
             while self.final is None:
                 self._turn(time.monotonic())
@@ -189,8 +193,7 @@ class Launcher:
         self.stop = wish
         config = self.site.config
         self.stop_deadline = now + (config.quick_timeout_s if wish.quick else config.graceful_timeout_s) + OVERRUN_S
-        if self.master is not None:
-            self.master.channel.send(wish)
+        self._tell(wish)
 
     def _on_death(self, death: Death, now: float) -> None:
         if self.master is not None and death.pid == self.master.pid:
@@ -200,10 +203,21 @@ class Launcher:
         self.numbers += 1
         told = m.Died(self.numbers, death.pid, death.start, death.code, death.signal)
         self.unacknowledged[told.number] = told
-        if self.master is not None:
-            self.master.channel.send(told)
+        if len(self.unacknowledged) > UNACKNOWLEDGED_MAX:
+            del self.unacknowledged[next(iter(self.unacknowledged))]
+        self._tell(told)
         self.strays.reaped(death.pid, death.start)
         self.strays.left_by(death, now)
+
+    def _tell(self, message: m.Control, fds: Sequence[int] = ()) -> None:
+        """Send to the master, if there is one; a master that has stopped reading for that long is hung."""
+        if self.master is None:
+            return
+        try:
+            self.master.channel.send(message, fds)
+        except BusError as error:
+            log.error("Master %d: %s; killing it", self.master.pid, error)
+            process.send_signal(self.master.pid, self.master.start, signal.SIGKILL)
 
     def _forget_child(self, pid: int) -> None:
         """Close the control channel of a zygote or service that died; nothing happens for a worker or a stranger."""
@@ -278,21 +292,18 @@ class Launcher:
             return
         self.started = True
         self.tick_stale_s = 0.0
-        channel = self.master.channel
         for generation, zygote in self.zygotes.items():
             self._tell_zygote(generation, zygote)
         for kind, service in self.services.items():
-            channel.send(m.ServiceUp(kind, service.pid, service.start))
+            self._tell(m.ServiceUp(kind, service.pid, service.start))
         for told in self.unacknowledged.values():
-            channel.send(told)
+            self._tell(told)
         if self.stop is not None:
-            channel.send(self.stop)
-        channel.send(m.Proceed())
+            self._tell(self.stop)
+        self._tell(m.Proceed())
 
     def _tell_zygote(self, generation: int, zygote: Child) -> None:
-        if self.master is not None:
-            message = m.ZygoteUp(generation, zygote.pid, zygote.start)
-            self.master.channel.send(message, [zygote.channel.fileno()])
+        self._tell(m.ZygoteUp(generation, zygote.pid, zygote.start), [zygote.channel.fileno()])
 
     def _start_zygote(self, generation: int, now: float) -> None:
         if generation in self.zygotes:  # asked for by a master that died before it was told
@@ -306,8 +317,7 @@ class Launcher:
                 zygote = fork_child(self.zygote_main, boot, boot.listener_fds, now)
         except SpawnError as error:
             log.error("%s", error)
-            if self.master is not None:  # it tries again in its own time
-                self.master.channel.send(m.Failed(SpawnError.exit_code, f"zygote {generation}: {error}"))
+            self._tell(m.Failed(SpawnError.exit_code, f"zygote {generation}: {error}"))  # it tries again
             return
         self.zygotes[generation] = zygote
         self._tell_zygote(generation, zygote)
@@ -320,8 +330,7 @@ class Launcher:
                 log.error("%s", error)
                 return
         service = self.services[kind]
-        if self.master is not None:
-            self.master.channel.send(m.ServiceUp(kind, service.pid, service.start))
+        self._tell(m.ServiceUp(kind, service.pid, service.start))
 
     # ---- watching and ending ---------------------------------------------------------------------------------------
     def _check_master(self, now: float) -> None:
@@ -356,7 +365,8 @@ class Launcher:
                 self._on_death(death, time.monotonic())
             self.strays.sweep(time.monotonic())
         kept |= bool(self.services)
-        self._kill_all()
+        if not process.kill_children(LEAVE_S):
+            log.error("some processes cannot be killed (in uninterruptible sleep?)")
         self.site.close(keep_ledger=kept)
 
     def _is_failed_service(self, death: Death) -> bool:
@@ -367,22 +377,6 @@ class Launcher:
         poller.register(self.signals.fileno(), select.POLLIN)
         poller.poll(timeout_s * 1000)
         self.signals.take()
-
-    def _kill_all(self) -> None:
-        """SIGKILL every child, adopted ones included, until the kernel says there is none."""
-        deadline = time.monotonic() + LEAVE_S
-        while time.monotonic() < deadline:
-            children = [found for found in process.processes() if found.ppid == os.getpid()]
-            if not children:
-                return
-            for child in children:
-                if child.state not in "ZX":
-                    log.debug("killing %d", child.pid)
-                    process.send_signal(child.pid, child.start, signal.SIGKILL)
-            for _death in process.reap():
-                pass
-            self._await_signal(0.01)
-        log.error("some processes cannot be killed (in uninterruptible sleep?)")
 
     def _result(self, code: int) -> int:
         """The exit code, or the error that stands for it."""

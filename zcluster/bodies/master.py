@@ -13,12 +13,13 @@ import logging
 import os
 import signal
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 import msgspec
 
+from zcluster.bus.broadcast import Broadcast
 from zcluster.bus.hub import Arrival, Hub
 from zcluster.config import Config
 from zcluster.core import fleet_events as f
@@ -26,7 +27,7 @@ from zcluster.core import messages as m
 from zcluster.core.fleet import Fleet
 from zcluster.core.snapshot import fleet_snapshot
 from zcluster.errors import BusError
-from zcluster.unix import leash, process
+from zcluster.unix import lanes, leash, process
 from zcluster.unix.channel import Channel
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import MASTER_BYTE, LockFile
@@ -36,8 +37,6 @@ from zcluster.unix.signals import Signals
 log = logging.getLogger("zcluster.master")
 
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-PUBLISH_S = 0.05  # totals go out at once, then at most 20 times a second: a person sees no more, a bus gains a lot
-RECENT = 1000  # events a handle may have missed while it was stopped; older ones it is told are lost
 ORPHAN_TICK_S = 0.05  # without a launcher nobody reports deaths: look for them
 
 
@@ -88,12 +87,11 @@ class Master:
         self.fleet = Fleet(_settings(config), self.ledger.epoch, max(1, self.ledger.next_worker_id), _jitter)
         self.peers: dict[bytes, Peer] = {}
         self.links: dict[int, bytes] = {}  # worker id -> link
-        self.zygotes: dict[int, tuple[int, Channel]] = {}  # generation -> pid, control socket
+        self.zygotes: dict[int, tuple[tuple[int, int], Channel]] = {}  # generation -> (pid, start), control socket
         self.services: dict[str, int] = {}  # kind -> pid
-        self.recent: deque[m.Event] = deque(maxlen=RECENT)
-        self.published: dict[str, int] = {}
+        self.broadcast = Broadcast(self.hub)
         self.totals_dirty = True
-        self.totals_due = self.tick_due = self.beat_due = 0.0
+        self.tick_due = self.beat_due = 0.0
         self.proceeding = False
         self.launcher_gone = False
         self.final: f.Finish | None = None
@@ -104,7 +102,9 @@ class Master:
         """Turn until the fleet says Finish."""
         while self.final is None:
             before = time.monotonic()
-            timeout_s = max(0.0, min(self.tick_due, self.totals_due if self.totals_dirty else self.tick_due) - before)
+            timeout_s = max(
+                0.0, min(self.tick_due, self.broadcast.due if self.totals_dirty else self.tick_due) - before
+            )
             arrivals, ready = self.hub.poll(timeout_s)
             now = time.monotonic()
             lag_s = now - before - timeout_s
@@ -147,8 +147,8 @@ class Master:
     def _control(self, arrived: list[tuple[m.Control, list[int]]]) -> None:
         for message, fds in arrived:
             match message:
-                case m.ZygoteUp(generation=generation, pid=pid):
-                    self._zygote_up(generation, pid, Channel.of_fd(fds.pop()))
+                case m.ZygoteUp(generation=generation, pid=pid, start=start):
+                    self._zygote_up(generation, (pid, start), Channel.of_fd(fds.pop()))
                 case m.ServiceUp(kind=kind, pid=pid):
                     self.services[kind] = pid
                 case m.Proceed():
@@ -168,29 +168,20 @@ class Master:
 
     def _proceed(self) -> None:
         """All that stood before this master has been told: look at the lanes and begin."""
-        adopted, foreign = [], set()
-        for lane in range(self.ledger.used_lanes):
-            owner = self.locks.owner(lane)
-            if owner is None:
-                continue
-            info = self.ledger.lane(lane).info()
-            if info is not None and info.pid == owner:
-                adopted.append(info)
-            else:
-                foreign.add(lane)
+        adopted, foreign = lanes.holders(self.ledger, self.locks)
         self.proceeding = True
         generation = max(self.zygotes, default=None)
         if adopted or generation is not None:
             log.info("epoch %d: adopting %d workers of the master before", self.ledger.epoch, len(adopted))
-        self._step(f.Started(tuple(adopted), frozenset(foreign), generation))
+        self._step(f.Started(adopted, foreign, generation))
         for _pid, channel in self.zygotes.values():
             channel.send(m.Sync(self.ledger.epoch))
         if self.config.state and "checkpoint" not in self.services:
             self.channel.send(m.StartService("checkpoint"))
 
     def _on_death(self, death: m.Died) -> None:
-        for generation, (pid, _channel) in list(self.zygotes.items()):
-            if pid == death.pid:
+        for generation, (zygote, _channel) in list(self.zygotes.items()):
+            if zygote == (death.pid, death.start):
                 self._drop_zygote(generation)
                 self._step(f.ZygoteDied(generation, death.code, death.signal))
                 return
@@ -207,10 +198,10 @@ class Master:
             self._step(f.LaneTaken(worker.id, worker.lane))
         self._step(f.Died(death.pid, death.start, death.code, death.signal))
 
-    def _zygote_up(self, generation: int, pid: int, channel: Channel) -> None:
+    def _zygote_up(self, generation: int, process_: tuple[int, int], channel: Channel) -> None:
         if generation in self.zygotes:
             self._drop_zygote(generation)
-        self.zygotes[generation] = (pid, channel)
+        self.zygotes[generation] = (process_, channel)
         self.hub.register(channel.fileno())
         if self.proceeding:
             self._step(f.ZygoteUp(generation))
@@ -304,11 +295,12 @@ class Master:
             urls=self.boot.urls,
             launcher_pid=self.boot.launcher_pid,
             master_pid=os.getpid(),
-            zygote_pid=max(self.zygotes.items(), default=(0, (0, None)))[1][0],
+            zygote_pid=self.zygotes[max(self.zygotes)][0][0] if self.zygotes else 0,
             counters=self.ledger.totals(),
             heads=dict(self.hub.heads),
             dropped=dict(self.hub.dropped),
-            recent=tuple(self.recent),
+            received=dict(self.hub.received),
+            recent=tuple(self.broadcast.recent),
         )
 
     def _welcome(self) -> m.Welcome:
@@ -322,40 +314,19 @@ class Master:
             if self.launcher_gone:
                 self._look_for_deaths()
             if self.proceeding or self.launcher_gone:
-                self._step(f.Ticked(self._ages()))
+                self._step(f.Ticked(lanes.ages(self.ledger, self.fleet.living())))
         if now >= self.beat_due:
             self.beat_due = now + self.config.heartbeat_s
             self.totals_dirty = True  # an event may have been lost: the ledger is looked at once a heartbeat anyway
             self.hub.tick()
-        if self.totals_dirty and now >= self.totals_due:
-            self._publish_totals(now)
+        if self.totals_dirty and now >= self.broadcast.due:
+            self.totals_dirty = False
+            self.broadcast.totals(self.ledger.totals(), now)
 
     def _look_for_deaths(self) -> None:
         for worker in self.fleet.living():
             if worker.pid and not process.is_alive(worker.pid, worker.start):
                 self._step(f.Vanished(worker.id))
-
-    def _ages(self) -> dict[int, f.LaneAges]:
-        now_ns = time.monotonic_ns()
-        ages = {}
-        for worker in self.fleet.living():
-            lane = self.ledger.lane(worker.lane)
-            if lane.worker_id == worker.id and lane.pid == worker.pid:
-                ages[worker.id] = f.LaneAges(
-                    bus_tick_age_s=max(0, now_ns - lane.bus_tick_ns) / 1e9,
-                    loop_tick_age_s=max(0, now_ns - lane.loop_tick_ns) / 1e9,
-                    in_app=lane.inflight > 0,
-                )
-        return ages
-
-    def _publish_totals(self, now: float) -> None:
-        self.totals_dirty = False
-        totals = self.ledger.totals()
-        news = {name: total for name, total in totals.items() if self.published.get(name) != total}
-        if news:
-            self.totals_due = now + PUBLISH_S
-            self.published.update(news)
-            self.hub.publish(m.TOTALS, lambda number: m.Totals(self.ledger.epoch, number, news))
 
     # ---- doing what the fleet decides ------------------------------------------------------------------------------
     def _step(self, event: f.FleetEvent) -> None:
@@ -394,16 +365,17 @@ class Master:
                 log.log(logging.getLevelName(level.upper()), "%s", text)
             case f.Running(workers=workers):
                 self.channel.send(m.Running(workers))
+            case f.KillZygote(generation=generation, reason=reason):
+                log.error("killing the zygote of generation %d: %s", generation, reason)
+                if generation in self.zygotes:
+                    process.send_signal(*self.zygotes[generation][0], signal.SIGKILL)
             case f.Finish():
                 self.final = command
+            case _:
+                assert_never(command)
 
     def _announce(self, kind: str, worker: m.WorkerInfo | None, text: str) -> None:
-        def make(number: int) -> m.Event:
-            event = m.Event(self.ledger.epoch, number, kind, worker, text)
-            self.recent.append(event)
-            return event
-
-        self.hub.publish(m.EVENTS, make)
+        self.broadcast.event(kind, worker, text)
         if kind == "exit" and worker is not None:
             link = self.links.pop(worker.id, None)
             if link is not None:
@@ -425,17 +397,9 @@ class Master:
 
 
 def _settings(config: Config) -> f.FleetSettings:
-    return f.FleetSettings(
-        workers=config.workers,
-        boot_timeout_s=config.boot_timeout_s,
-        graceful_timeout_s=config.graceful_timeout_s,
-        quick_timeout_s=config.quick_timeout_s,
-        hang_timeout_s=config.hang_timeout_s,
-        dump_grace_s=config.dump_grace_s,
-        restart_limit=config.restart_limit,
-        orphan_timeout_s=config.orphan_timeout_s,
-        lanes=config.lanes,
-    )
+    """The options that the fleet decides by: those of its settings that are options, under the same names."""
+    names = set(f.FleetSettings.__struct_fields__) & set(Config.__struct_fields__)
+    return f.FleetSettings(**{name: getattr(config, name) for name in names})
 
 
 def _jitter() -> float:

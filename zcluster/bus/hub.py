@@ -77,6 +77,7 @@ class Hub:
         self.epoch = epoch
         self.heads: dict[str, int] = {}  # topic -> number of the last message published
         self.dropped: Counter[str] = Counter()  # "socket:reason" -> how many
+        self.received: Counter[str] = Counter()  # socket -> how many messages were admitted
         self._uids = frozenset((os.getuid(), 0) if uids is None else uids)
         addresses = [endpoint(run_dir, name) for name in NAMES]
         _raise_fd_limit()
@@ -143,6 +144,7 @@ class Hub:
                 self.dropped[f"{name}:{arrival}"] += 1
             else:
                 arrivals.append(arrival)
+                self.received[name] += 1
             taken_bytes += len(frame)
             if taken_bytes > TURN_BYTES:
                 return

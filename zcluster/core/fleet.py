@@ -205,6 +205,7 @@ class Fleet(Acts):
     # ---- the master's start and the zygote -------------------------------------------------------------------------
     def _started(self, event: f.Started, now: float) -> None:
         self.started = True
+        self.lags.since = now
         self.roster.foreign |= event.foreign_lanes
         for info in sorted(event.adopted, key=lambda info: info.id):
             objection = self.roster.objection(info)
@@ -232,7 +233,7 @@ class Fleet(Acts):
             self.fail(AppError.exit_code, text, now)
             return
         self.zygote.broken = True
-        self.say("error", f"the application cannot be imported any more; the workers there are serve on:\n{text}")
+        self.say("error", f"the application cannot be imported any more; the running workers go on serving:\n{text}")
         self.out.append(f.Announce("error", None, text))
 
     def _zygote_died(self, generation: int, status: str, now: float) -> None:
@@ -270,7 +271,7 @@ class Fleet(Acts):
             return
         objection = self.why_not(info)
         if objection:
-            self.roster.doubtful[info.lane] = now + self.settings.boot_timeout_s
+            self.doubt(info.lane, now)
             self.say("warning", f"worker {info.pid} was forked, but {objection}: it is ended")
             self.out.append(f.Terminate(info.id, info.pid, info.start))
             return
@@ -304,12 +305,11 @@ class Fleet(Acts):
             return
         reason = "the cluster is stopping" if self.stopping is not None else self.why_not(info)
         if reason:
-            self.roster.doubtful[info.lane] = now + self.settings.boot_timeout_s
+            self.doubt(info.lane, now)
             self.say("warning", f"worker {info.pid} (id {info.id}) is refused: {reason}")
             self.out.append(f.Refuse(info.id, link, reason))
             return
         worker = self.take_in(info, ONLINE, now)
-        self.out.append(f.SaveNextId(self.roster.next_id))
         self.announce("fork", worker, now)
         self.announce("online", worker, now)
 

@@ -145,15 +145,22 @@ class Acts:
             self.ever_ready = True
         slot = self.slot(info.slot)
         slot.forks = max(slot.forks, info.restarts + 1)
-        self.roster.next_id = max(self.roster.next_id, info.id + 1)
         self.roster.add(worker)
+        if info.id >= self.roster.next_id:
+            self.roster.next_id = info.id + 1
+            self.out.append(f.SaveNextId(self.roster.next_id))
         return worker
+
+    def doubt(self, lane: int, now: float) -> None:
+        """A process that is none of ours may hold this lane's lock for a while."""
+        if 0 <= lane < self.settings.lanes:
+            self.roster.doubtful[lane] = now + self.settings.boot_timeout_s
 
     def lose(self, worker: Worker, now: float) -> None:
         """It was asked for and will not come; should it exist after all it has its lane, hence that is kept back."""
         worker.move("lost")
         self.roster.remove(worker)
-        self.roster.doubtful[worker.lane] = now + self.settings.boot_timeout_s
+        self.doubt(worker.lane, now)
 
     # ---- end -------------------------------------------------------------------------------------------------------
     def disconnect(self, worker: Worker, now: float) -> None:
@@ -209,7 +216,7 @@ class Acts:
         worker.doomed = reason
         worker.deadline = now + self.settings.dump_grace_s
         self.say("error", f"{worker.label} {text}; its stacks are dumped, then it is killed")
-        self.announce("error", worker, now, f"{reason}: {text}")
+        self.announce("error", worker, now, text)
         self.out.append(f.Dump(worker.id, worker.pid, worker.start))
 
     def kill(self, worker: Worker, now: float) -> None:
@@ -226,7 +233,8 @@ class Acts:
         if worker.state == ASKED:
             self.lose(worker, now)
             self.say("error", f"no worker came for slot {worker.slot}: the zygote did not answer")
-            self.out += self.zygote.give_up(now)
+            if self.stopping is None:
+                self.out += self.zygote.give_up(now)
         elif worker.state in (FORKED, ONLINE):
             text = f"was not ready {now - worker.started_at:.1f} s after its start"
             self.condemn(worker, BOOT_TIMEOUT, text, now)

@@ -3,8 +3,8 @@
 Invariant: a worker is only ever judged for time in which the master itself ran.
 
     heard on the bus | ledger: bus tick | ledger: loop tick | what it is                         verdict
-    in time          | any              | fresh             | in good health                     FINE
-    in time          | any              | stale, not in app | its event loop is stuck            HUNG
+    in time          | any              | fresh, or in app  | in good health                     FINE
+    any              | any              | stale, not in app | its event loop is stuck            HUNG
     late by a third  | fresh            |                   | the bus is broken, not the worker  RECONNECT, never more
     late by a third  | stale            |                   | stopped, swapped, GIL held ...     SUSPECT
     late by all      | stale            |                   | ... for longer than may be         HUNG
@@ -38,6 +38,7 @@ class Lags:
     """The times the master did not run: a tick that grew old meanwhile is not the worker's fault (a paused VM)."""
 
     def __init__(self) -> None:
+        self.since = 0.0  # this master's start: before it, it did not run either
         self.spans: deque[tuple[float, float]] = deque(maxlen=LAGS_MAX)
 
     def add(self, now: float, seconds: float) -> None:
@@ -46,18 +47,19 @@ class Lags:
 
     def net_age_s(self, now: float, age_s: float) -> float:
         """The age, without the part of it in which the master did not run."""
-        born = now - age_s
-        return age_s - sum(max(0.0, end - max(begin, born)) for begin, end in self.spans)
+        born = max(now - age_s, self.since)
+        return now - born - sum(max(0.0, end - max(begin, born)) for begin, end in self.spans)
 
 
 def judge(worker: Worker, ages: LaneAges | None, now: float, settings: FleetSettings, lags: Lags) -> Verdict:
     """The table above. No ages (the lane is not locked, or not its own) means that there is no fresh tick."""
     hang_s = settings.hang_timeout_s
+    silence_s = now - worker.last_heard
+    ticking = ages is not None and lags.net_age_s(now, ages.bus_tick_age_s) < hang_s / 3
+    if silence_s >= hang_s and not ticking:
+        return Verdict.HUNG_SILENT
     if ages is not None and not ages.in_app and lags.net_age_s(now, ages.loop_tick_age_s) > hang_s:
         return Verdict.HUNG_LOOP
-    silence_s = now - worker.last_heard
     if silence_s < hang_s / 3:
         return Verdict.FINE
-    if ages is not None and lags.net_age_s(now, ages.bus_tick_age_s) < hang_s / 3:
-        return Verdict.RECONNECT
-    return Verdict.SUSPECT if silence_s < hang_s else Verdict.HUNG_SILENT
+    return Verdict.RECONNECT if ticking else Verdict.SUSPECT

@@ -52,6 +52,7 @@ class Snapshot(Struct, frozen=True, array_like=True):
     workers: tuple[WorkerInfo, ...]
     heads: dict[str, int] = {}  # topic -> number of the last message published in this epoch
     dropped: dict[str, int] = {}  # what the master's bus counted and dropped, by reason
+    received: dict[str, int] = {}  # what it admitted, by socket
     recent: "tuple[Event, ...]" = ()  # the last events published, for a peer that missed some
 
 
@@ -236,7 +237,7 @@ class Died(Struct, frozen=True, array_like=True, tag="died"):
 
 
 class Stop(Struct, frozen=True, array_like=True, tag="stop"):
-    """End the cluster. Master -> launcher: the operator asked on the bus. Launcher -> master: do; told to every new one."""
+    """End the cluster. Master -> launcher: asked for on the bus. Launcher -> master: do; told to every new one."""
 
     quick: bool
     why: str = ""

@@ -21,6 +21,7 @@ def fleet_snapshot(
     counters: Mapping[str, int],
     heads: Mapping[str, int],
     dropped: Mapping[str, int],
+    received: Mapping[str, int],
     recent: tuple[Event, ...] = (),
 ) -> Snapshot:
     """Put a Snapshot together; `now` (seconds) is of the clock the fleet is stepped with. `zygote_pid` 0: none."""
@@ -37,5 +38,6 @@ def fleet_snapshot(
         workers=fleet.infos(now),
         heads=dict(heads),
         dropped=dict(dropped),
+        received=dict(received),
         recent=recent,
     )

@@ -241,12 +241,18 @@ class Connection:
             self.deadline = time.monotonic() + timeout_s
 
     # ---- responses -------------------------------------------------------------------------------------------------
-    def write(self, data: bytes, more: bytes = b"") -> None:
+    def write(self, data: bytes | memoryview, more: bytes | memoryview = b"") -> None:
         """Send, or keep what the socket does not take; BrokenPipeError when the client is gone."""
         if self.state == CLOSED:
             raise BrokenPipeError("the client has gone")
         try:
-            if self._out is None:
+            out = self._out
+            if out is not None:
+                out.flush(self.sock)
+                if not out.pending_bytes:  # the client has caught up: what is new goes straight to it again
+                    out.close()
+                    out = self._out = None
+            if out is None:
                 try:
                     # a large body is not copied behind its head
                     count = self.sock.sendmsg((data, more)) if more else self.sock.send(data)
@@ -254,17 +260,15 @@ class Connection:
                     count = 0
                 if count == len(data) + len(more):
                     return
-                self._out = Outbox(self._shared.limits.response_memory_bytes)
-                if count < len(data):
-                    self._out.add(memoryview(data)[count:])
-                    count = len(data)
-                self._out.add(memoryview(more)[count - len(data) :])
-            else:
-                self._out.flush(self.sock)
-                self._out.add(data)
-                self._out.add(more)
-            if self._out.pending_bytes > self._shared.limits.response_file_bytes:
-                self._wait_for_client(self._out)
+                out = self._out = Outbox(self._shared.limits.response_memory_bytes)
+                if count >= len(data):
+                    data, more = b"", memoryview(more)[count - len(data) :]
+                else:
+                    data = memoryview(data)[count:]
+            out.add(data)
+            out.add(more)
+            if out.pending_bytes > self._shared.limits.response_file_bytes:
+                self._wait_for_client(out)
         except ConnectionError:
             self.close()
             raise BrokenPipeError("the client has gone") from None

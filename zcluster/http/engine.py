@@ -30,6 +30,7 @@ from .stats import Stats
 
 TICK_S = 0.2  # at most this between two ticks of an idle loop; under load no oftener
 EVENTS = 128  # per round: few enough that a round of fast requests does not delay a tick
+ADDRESSES = 256  # local ones remembered; a host may own a whole IPv6 prefix
 # accept() fails for want of something that time may bring
 _SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -258,6 +259,8 @@ class Engine:
             host, port = str(sock.getsockname()[0]).removeprefix("::ffff:"), str(sock.getsockname()[1])
         base = self._bases.get((fd, host))
         if base is None:
+            if len(self._bases) >= ADDRESSES:
+                self._bases.clear()
             base = self._bases[fd, host] = base_environ(host, port, self._extra)
         return base
 

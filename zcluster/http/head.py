@@ -247,7 +247,7 @@ class HeadParser:
         if minor == "0":
             raise Refusal(400, "Transfer-Encoding on HTTP/1.0")
         codings = [part.strip(" \t").lower() for part in coding.split(",")]
-        if "chunked" in codings[:-1]:
+        if "chunked" in codings[:-1] or "" in codings:
             raise Refusal(400, "malformed Transfer-Encoding")
         if codings != ["chunked"]:
             raise Refusal(501, "unknown Transfer-Encoding")

@@ -148,7 +148,9 @@ class Channel:
         if flags & socket.MSG_CTRUNC:  # recvmsg(2): the table of descriptors is full
             for fd in fds:
                 os.close(fd)
-            raise BusError("the descriptors of a control message were lost; raise the limit of open files (ulimit -n)")
+            raise BusError(
+                "the descriptors of a control message were lost; raise the limit of open files (ulimit -n)"
+            )
         return frame, list(fds)
 
     def _drop_first(self) -> None:

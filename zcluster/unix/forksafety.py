@@ -7,12 +7,22 @@ queries of all workers at once: one user's rows to another.
 import os
 import socket
 import threading
+import time
 from pathlib import Path
+
+# A thread that was joined has left Python but not yet the kernel: one in three is still listed right after join().
+ENDING_S = 0.1
 
 
 def hazards(known_fds: frozenset[int]) -> list[str]:
-    """Name the threads beside this one and the connected sockets not in `known_fds`; empty means safe to fork."""
-    return _threads() + _connections(known_fds)
+    """Name the threads beside this one and the connected sockets not in `known_fds`; empty means safe to fork.
+
+    May wait ENDING_S for threads that are about to end.
+    """
+    deadline = time.monotonic() + ENDING_S
+    while (threads := _threads()) and threading.active_count() == 1 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return threads + _connections(known_fds)
 
 
 def _threads() -> list[str]:
@@ -36,10 +46,21 @@ def _connections(known_fds: frozenset[int]) -> list[str]:
         try:
             if fd in known_fds or not os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
                 continue
-            with socket.socket(fileno=os.dup(fd)) as sock:
-                peer = sock.getpeername()
+            peer = _peer(fd)
         except OSError:  # not connected (listening, unbound), or closed by now
             continue
         if peer:  # an unnamed peer is a socketpair within the program: an event loop's self-pipe
             found.append(f"connection to {peer[0]}:{peer[1]}" if isinstance(peer, tuple) else f"connection to {peer}")
     return found
+
+
+def _peer(fd: int) -> object:
+    """Where a socket is connected to; OSError when it is not."""
+    copy = os.dup(fd)
+    try:
+        sock = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+    with sock:
+        return sock.getpeername()

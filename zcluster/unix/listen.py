@@ -28,11 +28,12 @@ class Listener:
     sock: socket.socket
     url: str
     unlink: Path | None = None  # the socket file we made
+    inode: tuple[int, int] | None = None  # its device and inode: by now the path may be another server's
 
     def close(self) -> None:
         """Close it and remove its file, if it is still the one we made."""
         self.sock.close()
-        if self.unlink is not None:
+        if self.unlink is not None and _inode(self.unlink) == self.inode:
             self.unlink.unlink(missing_ok=True)
 
 
@@ -53,7 +54,7 @@ def _bind_one(text: str, address: Address, backlog: int) -> Listener:
     sock: socket.socket | None = None
     try:
         if address.kind == "fd":
-            sock = socket.socket(fileno=os.dup(address.fd))
+            sock = _inherited(address.fd)
         elif address.kind == "unix":
             _clear_stale(Path(address.path))
             sock = socket.socket(socket.AF_UNIX)
@@ -74,7 +75,28 @@ def _bind_one(text: str, address: Address, backlog: int) -> Listener:
         why = _WHY.get(error.errno or 0, error.strerror or str(error))
         raise SpawnError(f"cannot listen on {text}: {why}") from error
     sock.setblocking(False)  # all workers share this file description: one that loses the race must not block
-    return Listener(sock, _url(sock), Path(address.path) if address.kind == "unix" else None)
+    path = Path(address.path) if address.kind == "unix" else None
+    return Listener(sock, _url(sock), path, _inode(path) if path else None)
+
+
+def _inherited(fd: int) -> socket.socket:
+    """A socket we were started with. The number itself must not reach our children, who close only what they know."""
+    copy = os.dup(fd)
+    try:
+        sock = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+    os.set_inheritable(fd, False)
+    return sock
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _clear_stale(path: Path) -> None:
@@ -85,10 +107,13 @@ def _clear_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # the queue of a busy server is full
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
+        except OSError:
+            return  # somebody's, whatever it is: bind says so
 
 
 def _url(sock: socket.socket) -> str:

@@ -49,7 +49,9 @@ class LockFile:
     def __init__(self, path: str | Path) -> None:
         """ClusterError when this process has the file open already; SpawnError when it cannot be opened."""
         self.path = Path(path)
-        self._threads = threading.Lock()
+        # Re-entrant only to notice a second entry of one thread, where a plain lock would wait for itself.
+        self._threads = threading.RLock()
+        self._inside = False
         with _open_files_lock:
             # Looking before opening: a descriptor opened only to be closed again would drop the locks.
             self._refuse_second_open()
@@ -107,10 +109,17 @@ class LockFile:
         if not self._threads.acquire(timeout=timeout_s):
             raise ClusterError(f"another thread of this process has held the names lock for {timeout_s:g} s")
         try:
+            if self._inside:
+                raise ClusterError(
+                    "a counter was used for the first time by a signal handler or finalizer that interrupted the"
+                    " first use of another: declare both at import"
+                )
             self._wait_for(NAMES_BYTE, deadline_s, timeout_s)
+            self._inside = True
             try:
                 yield
             finally:
+                self._inside = False
                 self.unlock(NAMES_BYTE)
         finally:
             self._threads.release()

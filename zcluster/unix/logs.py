@@ -34,9 +34,16 @@ def log_to_stderr(who: str, level: str) -> None:
 
 
 def say(line: str) -> None:
-    """One line on stdout, now. A stdout that nobody reads any more is not our failure."""
+    """One line on stdout, now. A stdout that is closed, or that nobody reads any more, is not our failure."""
+    if sys.stdout is None:  # descriptor 1 was closed when the interpreter started
+        return
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
-    except (OSError, ValueError):
-        pass
+    except ValueError:  # closed by somebody
+        return
+    except OSError:
+        # The line is still buffered: the interpreter would try again at its end, fail, and exit with code 120.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

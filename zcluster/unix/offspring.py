@@ -5,6 +5,7 @@ Invariant: the child's first message is its Boot, and no descriptor of the launc
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class Child:
 
 def exec_child(role: str, name: str, boot: Boot, fds: Sequence[int], now: float) -> Child:
     """Start a fresh interpreter; raises SpawnError when the machine refuses."""
-    ours, theirs = Channel.pair()
+    ours, theirs = _pair(role)
     try:
         with theirs:
             pid, start = process.spawn(role, [theirs.fileno(), *fds], name=name)
@@ -39,7 +40,7 @@ def exec_child(role: str, name: str, boot: Boot, fds: Sequence[int], now: float)
 
 def fork_child(main: Callable[[int], int], boot: Boot, fds: Sequence[int], now: float) -> Child:
     """Fork; the child keeps only `fds` and ends with the result of `main(control fd)`. Raises SpawnError."""
-    ours, theirs = Channel.pair()
+    ours, theirs = _pair("forked")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, process.BLOCKED)
     try:
         pid = os.fork()
@@ -57,3 +58,10 @@ def fork_child(main: Callable[[int], int], boot: Boot, fds: Sequence[int], now: 
     theirs.close()
     ours.send(boot)
     return Child(pid, process.start_time(pid), ours, now)
+
+
+def _pair(role: str) -> tuple[Channel, socket.socket]:
+    try:
+        return Channel.pair()
+    except OSError as error:
+        raise SpawnError(f"cannot make the control channel of the {role} process: {error.strerror}") from error

@@ -10,6 +10,7 @@ import select
 import signal
 import struct
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,22 @@ def reap() -> Iterator[Death]:
         os.waitid(os.P_PID, seen.si_pid, os.WEXITED | os.WNOHANG)
 
 
+def kill_children(timeout_s: float) -> bool:
+    """SIGKILL every child, adopted ones included, until the kernel says there is none; False when time runs out."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        children = [found for found in processes() if found.ppid == os.getpid()]
+        if not children:
+            return True
+        for child in children:
+            if child.state not in "ZX":
+                send_signal(child.pid, child.start, signal.SIGKILL)
+        for _death in reap():
+            pass
+        time.sleep(0.002)  # a kill takes effect within microseconds; the loop is only for children of children
+    return False
+
+
 def thread_count() -> int:
     """Threads of this process as the kernel counts them, libraries' threads included."""
     return len(os.listdir("/proc/self/task"))
@@ -203,8 +220,8 @@ def fork_orphan() -> tuple[int, int] | None:
         poller = select.poll()
         poller.register(reader, select.POLLIN)
         # Two forks take milliseconds; a newborn stopped at this very instant must not hold up the others for ever.
-        if not poller.poll(BIRTH_TIMEOUT_MS):
-            os.kill(middle, signal.SIGKILL)  # ours and not yet waited for, so the pid is still its own
+        poller.poll(BIRTH_TIMEOUT_MS)
+        os.kill(middle, signal.SIGKILL)  # it may be stopped too; not yet waited for, its pid is still its own
         os.waitpid(middle, 0)
         birth = os.read(reader, _BIRTH.size) if poller.poll(0) else b""
     finally:

@@ -14,10 +14,10 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import stat
 import struct
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,9 @@ NAME_BYTE = 0  # of the name's lock file
 NAMES_MAX = 1000  # far more clusters than one user runs under one app name
 ALL_BYTES = 1 << 22  # more than any byte of locks.py
 DEFAULT_BASE = Path("/dev/shm")
+RACES_MAX = 100  # tries to make and lock a name that others are removing; each needs another one to end just then
+INSTANCE_BYTES = 4  # random; it only has to differ from the few that died under the same name
+KILL_GRACE_S = 5.0  # SIGKILL takes milliseconds, but for a process that waits for a disk
 OLDER_GRACE_S = 5.0  # what an older instance's processes get to leave: its orphan time-out and a margin
 SOCKET_PATH_MAX_BYTES = 107  # unix(7) sun_path, less the NUL
 _FLOCK = struct.Struct("hhqqi4x")  # as in locks.py, which must not be used here: see `clusters`
@@ -97,45 +100,60 @@ def claim(base: Path | None, wanted: str, default: str) -> RunDir:
     _check_base(root.parent)
     for number in range(1, NAMES_MAX):
         name = wanted or (default if number == 1 else f"{default}-{number}")
-        lock = _open_name(root, name)
-        if lock.try_lock(NAME_BYTE) and lock.is_current():
+        lock = _lock_name(root, name)
+        if isinstance(lock, LockFile):
             return _instance(name, root / name, lock)
-        holder = lock.owner(NAME_BYTE)
-        lock.close()
         if wanted:
             raise SpawnError(
-                f"a cluster named {name!r} is already running (launcher {holder}); stop it with "
+                f"a cluster named {name!r} is already running (launcher {lock}); stop it with "
                 f"'zcluster stop --name {name}', or give another --name"
             )
     raise SpawnError(f"{NAMES_MAX} clusters named {default!r} are running; give a --name")
 
 
-def _open_name(root: Path, name: str) -> LockFile:
-    """Open the lock file of a name, made if missing. Its last owner removes it: what is gone again is made again."""
-    while True:
-        _private_directory(root)
-        _private_directory(root / name)
+def _lock_name(root: Path, name: str) -> LockFile | int:
+    """The locked lock file of a name, made if missing, or the pid of the launcher that holds it.
+
+    The last owner of a name removes its lock file and directories: what is gone by then is made again.
+    """
+    _check_length(root / name)
+    for attempt in range(RACES_MAX):
         try:
+            _private_directory(root)
+            _private_directory(root / name)
             lock = LockFile(root / name / "lock")
         except SpawnError:
-            if (root / name).exists():
+            if attempt == RACES_MAX - 1:
                 raise
             continue
-        if lock.is_current():
+        if not lock.try_lock(NAME_BYTE):
+            holder = lock.owner(NAME_BYTE)
+            if holder is not None:
+                lock.close()
+                return holder
+        elif lock.is_current():
             return lock
-        lock.close()
+        lock.close()  # its owner ended this very moment
+    raise SpawnError(f"clusters named {name!r} are started and stopped all the time; give another --name")
+
+
+def _check_length(folder: Path) -> None:
+    longest = len(os.fsencode(folder)) + 1 + 2 * INSTANCE_BYTES + len("/ctl")
+    if longest > SOCKET_PATH_MAX_BYTES:
+        raise SpawnError(
+            f"{folder} is too long for the path of a socket in it ({longest} bytes, the limit is "
+            f"{SOCKET_PATH_MAX_BYTES}); give a shorter --run-dir or --name"
+        )
 
 
 def _instance(name: str, folder: Path, lock: LockFile) -> RunDir:
     older = tuple(entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.is_symlink())
-    path = folder / secrets.token_hex(4)
-    if len(os.fsencode(path)) + len("/ctl") > SOCKET_PATH_MAX_BYTES:
+    path = folder / secrets.token_hex(INSTANCE_BYTES)
+    try:
+        _private_directory(path)
+    except SpawnError:
         lock.close()
-        raise SpawnError(
-            f"{path} is too long for the path of a socket ({SOCKET_PATH_MAX_BYTES} bytes); "
-            "give a shorter --run-dir or --name"
-        )
-    path.mkdir(0o700)
+        raise
     return RunDir(name, path, lock, older)
 
 
@@ -158,41 +176,51 @@ def _private_directory(path: Path) -> None:
         )
 
 
-def await_older(rundir: RunDir) -> int:
+def await_older(rundir: RunDir, grace_s: float = OLDER_GRACE_S) -> int:
     """Wait for the processes of older instances of this name, then kill them; returns how many had to be killed.
 
     Their launcher is dead (we hold its lock), so they are leaving: but a worker stuck in C code keeps the port until
-    it is killed.
+    it is killed. Raises SpawnError when one cannot be killed (another PID namespace, uninterruptible sleep).
     """
-    deadline = time.monotonic() + OLDER_GRACE_S
-    living = list(_living(rundir.older))
+    deadline = time.monotonic() + grace_s
+    living = _living(rundir.older)
     while living and time.monotonic() < deadline:
         time.sleep(0.02)
-        living = list(_living(rundir.older))
+        living = _living(rundir.older)
+    starts = {pid: start_time(pid) for pid in living}
+    living &= _living(rundir.older)  # who still holds a lock after its start was read is the one that `starts` names
     for pid in living:
-        send_signal(pid, start_time(pid), 9)
-    killed = len(living)
-    deadline = time.monotonic() + OLDER_GRACE_S
-    while any(True for _ in _living(rundir.older)):
+        send_signal(pid, starts[pid], signal.SIGKILL)
+    deadline = time.monotonic() + KILL_GRACE_S
+    while left := _living(rundir.older):
         if time.monotonic() > deadline:
-            raise SpawnError(f"processes of an older instance cannot be killed: {sorted(set(_living(rundir.older)))}")
+            raise SpawnError(
+                f"processes of an older instance of {rundir.name!r} cannot be killed: {sorted(left)} "
+                "(0 stands for one in another container); end them, or give another --name"
+            )
         time.sleep(0.01)
-    return killed
+    return len(living)
 
 
-def _living(instances: tuple[Path, ...]) -> Iterator[int]:
+def _living(instances: tuple[Path, ...]) -> set[int]:
+    """Pids of all that hold a lock of one of these instances."""
+    found: set[int] = set()
     for instance in instances:
         path = instance / "locks"
         if path.exists():
             lock = LockFile(path)
             try:
-                yield from set(lock.owners(0, ALL_BYTES).values())
+                found.update(lock.owners(0, ALL_BYTES).values())
             finally:
                 lock.close()
+    return found
 
 
 def discard(instances: tuple[Path, ...], state_id: bytes) -> None:
-    """Remove what dead instances left, but not a ledger that still counts for another state directory."""
+    """Remove what dead instances left, but not a ledger that still counts for another state directory.
+
+    What cannot be removed stays for the next start: a running cluster is worth more than a tidy directory.
+    """
     for instance in instances:
         try:
             file = open_ledger(instance / "ledger", writable=False)
@@ -201,11 +229,12 @@ def discard(instances: tuple[Path, ...], state_id: bytes) -> None:
             continue
         is_ours = file.ledger.state_id in (bytes(16), state_id)
         file.close()
-        for entry in instance.iterdir():
-            if is_ours or entry.name != "ledger":
-                entry.unlink(missing_ok=True)
         if is_ours:
-            instance.rmdir()
+            shutil.rmtree(instance, ignore_errors=True)
+            continue
+        for entry in instance.iterdir():
+            if entry.name != "ledger" and not entry.is_dir():
+                entry.unlink(missing_ok=True)
 
 
 def clusters(base: Path | None) -> list[Found]:

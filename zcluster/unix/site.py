@@ -1,6 +1,6 @@
 """The site: everything a launcher holds open for its cluster, made in the one order that is safe.
 
-name and directory -> older processes gone -> state -> listening sockets -> ledger -> leash -> published
+name and directory -> older processes gone -> state -> listening sockets -> ledger -> leash -> published -> adopted
 
 Invariant: what cannot be had is found out before any process is started, and a failure half-way leaves nothing.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from zcluster.config import Config
+from zcluster.errors import SpawnError
 from zcluster.unix import leash, ledgerfile, listen, rundir
 from zcluster.unix.cpus import available_cpus
 from zcluster.unix.ledgerfile import LedgerFile
@@ -25,6 +26,10 @@ from zcluster.unix.rundir import RunDir
 from zcluster.unix.state import State, open_state
 
 log = logging.getLogger("zcluster.launcher")
+
+# Far more than one worker serves; not the 10^9 some containers allow: programs that close "all" descriptors one by
+# one, which an app may start, would take minutes.
+FDS_ENOUGH = 1 << 20
 
 
 @dataclass
@@ -53,13 +58,11 @@ class Site:
         """Give everything back; the files go, but the ledger if it holds what no checkpoint does."""
         for listener in self.listeners:
             listener.close()
+        # Without a state directory nothing outlives a cluster, whatever the caller has seen.
+        keep_ledger = self.state is not None and (keep_ledger or not self.state.covers(self.ledger.ledger))
+        if keep_ledger:
+            log.error("the last checkpoint is not complete; the counters stay in %s for the next start", self.path)
         if self.state is not None:
-            if not keep_ledger and not self.state.covers(self.ledger.ledger):
-                keep_ledger = True
-            if keep_ledger:
-                log.error(
-                    "the last checkpoint is not complete; the counters stay in %s for the next start", self.path
-                )
             self.state.close()
         os.close(self.leash_fd)
         self.ledger.close()
@@ -73,59 +76,67 @@ def prepare(config: Config) -> Site:
     config = msgspec.structs.replace(config, workers=config.workers or available_cpus())
     _raise_fd_limit()
     base = Path(config.run_dir) if config.run_dir else None
-    with ExitStack() as undo:
-        run = rundir.claim(base, config.name, rundir.safe_name(config.app))
-        undo.callback(run.lock.close)
-        undo.callback(run.remove)
-        killed = rundir.await_older(run)
-        if killed:
-            log.warning("killed %d processes that an earlier instance of %r had left", killed, run.name)
-        state = open_state(config.state) if config.state else None
-        if state is not None:
-            undo.callback(state.close)
-        listeners = listen.bind(config.bind, config.backlog)
-        for listener in listeners:
-            undo.callback(listener.close)
-        locks = LockFile(run.path / "locks")
-        undo.callback(locks.close)
-        locks.try_lock(LAUNCHER_BYTE)
-        ledger = _make_ledger(config, run, state)
-        undo.callback(ledger.close)
-        leash.make(run.path / "leash")
-        leash_fd = leash.hold(run.path / "leash")
-        run.publish()
-        rundir.discard(
-            run.older, bytes(16) if state is None else state.id
-        )  # the new ledger stands: what an older one held is in it, or in the checkpoint
-        undo.pop_all()
+    try:
+        with ExitStack() as undo:
+            site = _prepare(config, base, undo)
+            undo.pop_all()
+    except OSError as error:  # memory or inodes of the tmpfs, the table of open files
+        raise SpawnError(f"cannot set up the run directory in {rundir.root_of(base)}: {error}") from error
+    # The new ledger stands: what an older one held is in it, or in the checkpoint.
+    rundir.discard(site.rundir.older, bytes(16) if site.state is None else site.state.id)
+    return site
+
+
+def _prepare(config: Config, base: Path | None, undo: ExitStack) -> Site:
+    run = rundir.claim(base, config.name, rundir.safe_name(config.app))
+    undo.callback(run.lock.close)
+    undo.callback(run.remove)
+    killed = rundir.await_older(run)
+    if killed:
+        log.warning("killed %d processes that an earlier instance of %r had left", killed, run.name)
+    state = open_state(config.state) if config.state else None
+    if state is not None:
+        undo.callback(state.close)
+    listeners = listen.bind(config.bind, config.backlog)
+    for listener in listeners:
+        undo.callback(listener.close)
+    locks = LockFile(run.path / "locks")
+    undo.callback(locks.close)
+    locks.try_lock(LAUNCHER_BYTE)
+    ledger = _make_ledger(config, run.path / "ledger", state)
+    undo.callback(ledger.close)
+    leash.make(run.path / "leash")
+    leash_fd = leash.hold(run.path / "leash")
+    undo.callback(os.close, leash_fd)
+    run.publish()
+    if state is not None:
+        # Last of all: once the state directory names this ledger an older one no longer counts, and a failure after
+        # that would remove the only copy of what it held.
+        state.adopt(ledger.path, run.path / "locks", ledger.ledger.ledger_id)
     return Site(config, run, state, listeners, ledger, locks, leash_fd)
 
 
-def _make_ledger(config: Config, run: RunDir, state: State | None) -> LedgerFile:
+def _make_ledger(config: Config, path: Path, state: State | None) -> LedgerFile:
     boot_id = ledgerfile.boot_id()
-    ledger_id = secrets.token_bytes(16)
     totals = {}
     if state is not None:
         base = state.base(boot_id)
         totals = base.totals
         log.info("%s", base.note)
-    path = run.path / "ledger"
-    ledger = ledgerfile.create(
+    return ledgerfile.create(
         path,
-        ledger_id=ledger_id,
+        ledger_id=secrets.token_bytes(16),
         boot_id=boot_id,
         state_id=bytes(16) if state is None else state.id,
         base=totals,
         lanes=config.lanes,
         counters=config.counters,
     )
-    if state is not None:
-        state.adopt(path, run.path / "locks", ledger_id)
-    return ledger
 
 
 def _raise_fd_limit() -> None:
-    """As many descriptors as the machine allows: every connection is one, and libzmq aborts when it finds none."""
+    """Room for every connection: each is a descriptor, and libzmq aborts when it finds none."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    enough = min(hard, FDS_ENOUGH)
+    if soft < enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
