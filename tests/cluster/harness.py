@@ -16,10 +16,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from signal import SIGTERM  # the class below has a method `signal`
 from pathlib import Path
+from signal import SIGTERM  # the class below has a method `signal`
 
 APPS = Path(__file__).parent.parent / "apps"
 ZCLUSTER = [sys.executable, "-m", "zcluster"]
@@ -41,22 +41,26 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 15.0, what: str
 class Running:
     """A cluster started with `zcluster run`, in a run directory of its own."""
 
-    def __init__(self, app: str, *options: str, workers: int = 2, fast: bool = True, base: Path | None = None,
+    def __init__(self, app: str, *options: str, workers: int | None = 2, fast: bool = True, base: Path | None = None,
                  env: dict[str, str] | None = None, cwd: Path = APPS, wait: bool = True,
-                 bind: str = "127.0.0.1:0") -> None:  # fmt: skip
+                 bind: str = "127.0.0.1:0", prefix: Sequence[str] = (), popen: dict[str, object] | None = None,
+                 ) -> None:  # fmt: skip
+        """`workers` None, `bind` "": not given. `prefix`: a command that execs the rest. `popen`: its keywords."""
         self.own_base = base is None
         self.base = base or Path(tempfile.mkdtemp(prefix="zct-", dir="/dev/shm"))
         periods = ["--heartbeat=0.1", "--hang-timeout=3", "--ledger-tick=0.05", "--dump-grace=0.2"] if fast else []
         self.log_path = Path(tempfile.mkstemp(prefix="zct-", suffix=".log")[1])
-        self.command = [*ZCLUSTER, "run", app, f"--bind={bind}", f"--workers={workers}", f"--run-dir={self.base}",
-                        *periods, *options]  # fmt: skip
+        given = [f"--bind={bind}"] if bind else []
+        given += [f"--workers={workers}"] if workers is not None else []
+        self.command = [*prefix, *ZCLUSTER, "run", app, *given, f"--run-dir={self.base}", *periods, *options]
         # The mark by which leftovers are found: it stands in the environment of every process of the cluster.
         self.mark = f"ZCT_MARK={self.base}"
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                self.command, stdout=subprocess.PIPE, stderr=log, cwd=cwd, stdin=subprocess.DEVNULL,
-                env={**os.environ, "ZCT_MARK": str(self.base), "PYTHONFAULTHANDLER": "1", **(env or {})},
-            )  # fmt: skip
+            keywords: dict[str, object] = {
+                "stdout": subprocess.PIPE, "stderr": log, "stdin": subprocess.DEVNULL, "cwd": cwd,
+                "env": {**os.environ, "ZCT_MARK": str(self.base), "PYTHONFAULTHANDLER": "1", **(env or {})},
+            }  # fmt: skip
+            self.process = subprocess.Popen(self.command, **{**keywords, **(popen or {})})
         self.url = ""
         self.name = app.partition(":")[0]
         if wait:
@@ -123,7 +127,25 @@ class Running:
         except AssertionError:
             raise AssertionError(f"{pattern!r} is not in the log after {timeout_s} s:\n{self.log}") from None
 
+    def end(self, number: int = SIGTERM, timeout_s: float = 20.0) -> str:
+        """Send this signal and see a clean end: exit 0, no process and no file left. Returns the log."""
+        return self.ended(timeout_s, number=number)
+
+    def ended(self, timeout_s: float = 20.0, *, code: int = 0, number: int | None = None) -> str:
+        """See it end with this code, in time, and leave no process and no file. Returns the log."""
+        if number is not None and self.process.poll() is None:
+            self.signal(number)
+        got = self.wait(timeout_s)
+        assert got == code, f"exit code {got}, not {code}, log:\n{self.log}"
+        assert not self.left_over(), f"left behind: {self.left_over()}\nlog:\n{self.log}"
+        assert not self.files(), f"left behind: {self.files()}\nlog:\n{self.log}"
+        return self.log
+
     # ---- what is left ----------------------------------------------------------------------------------------------
+    def files(self) -> list[str]:
+        """Everything there is in the run directory's base, of this cluster and of others there."""
+        return sorted(str(entry.relative_to(self.base)) for entry in self.base.rglob("*"))
+
     def processes(self) -> list[int]:
         """Every living process of this cluster, by the mark in its environment."""
         return list(marked(self.mark))
@@ -141,7 +163,8 @@ class Running:
             for pid in self.processes():
                 os.kill(pid, signal.SIGKILL)
             self.process.wait(5)
-            self.process.stdout.close()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
             assert not left, f"left behind: {left}\nlog:\n{self.log}"
         finally:
             if self.own_base:

@@ -79,13 +79,16 @@ class Load:
         if connection is not None:
             connection.close()
 
-    def check(self, total: int, *, kills: int = 0) -> None:
-        """The rule, for a total read after `stop`; `kills` landed at most so many requests in the middle."""
+    def check(self, total: int, *, kills: int = 0, base: int = 0) -> None:
+        """The rule, for a total read after `stop`; `kills` landed at most so many requests in the middle.
+
+        `base` is what the total was before this load began.
+        """
         assert not self.fell, f"a reader saw totals fall: {self.fell[:5]}"
         assert self.refused == 0, f"{self.refused} connections were refused"
         assert self.acknowledged > 0, f"nothing was answered: {self.broken[:5]}"
-        assert self.acknowledged <= total <= self.attempted, (
-            f"acknowledged {self.acknowledged} <= total {total} <= attempted {self.attempted} does not hold"
+        assert self.acknowledged <= total - base <= self.attempted, (
+            f"acknowledged {self.acknowledged} <= total {total - base} <= attempted {self.attempted} does not hold"
         )
         assert self.largest <= total
         if not kills:

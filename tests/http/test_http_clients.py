@@ -292,3 +292,14 @@ def test_no_space_for_a_body(monkeypatch):
         response = rig.client().request(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 99\r\n\r\n" + b"x" * 99)
         assert response.status == 503
         assert "TMPDIR" in str(rig.log)
+
+
+def test_no_space_for_a_response(monkeypatch):
+    """A response that cannot be spooled is cut, the operator is told, and the engine serves on."""
+    monkeypatch.setattr("tempfile.tempdir", "/proc/self")
+    with serve(lambda e, s: plain(BIG if e["PATH_INFO"] == "/big" else b"ok")(e, s)) as rig:
+        client = rig.client().send(GET.replace(b"/", b"/big", 1))
+        until(lambda: "a response cannot be spooled" in str(rig.log), "the log")
+        with pytest.raises((EOFError, ConnectionResetError)):
+            client.receive()
+        assert rig.client().request(GET).body == b"ok"

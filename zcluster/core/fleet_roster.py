@@ -95,6 +95,10 @@ class Roster:
 
     def objection(self, info: WorkerInfo) -> str:
         """Why a worker that was not asked for cannot be taken in; empty when it can."""
+        if info.id < 1 or info.pid < 1:
+            return f"worker id {info.id}, process {info.pid}: there is no such thing"
+        if (info.pid, info.start) in self.processes:
+            return f"its process is worker id {self.processes[info.pid, info.start].id}"
         if info.id in self.workers:
             return f"worker id {info.id} is process {self.workers[info.id].pid}"
         other = self.owner(info.lane)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from .body import END, Body, ChunkedBody, LengthBody
 from .exchange import Exchange, plain_response
 from .head import CHUNKED, CLOSE, EXPECT, SIZED, Refusal, check_beginning
-from .outbox import Outbox
+from .outbox import Outbox, SpoolError
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
@@ -269,10 +269,10 @@ class Connection:
             out.add(more)
             if out.pending_bytes > self._shared.limits.response_file_bytes:
                 self._wait_for_client(out)
-        except ConnectionError:
+        except OSError:  # reset, timed out, unreachable: all the same to us
             self.close()
             raise BrokenPipeError("the client has gone") from None
-        except OSError as error:  # no space for the temporary file
+        except SpoolError as error:
             self._shared.log.error(
                 "a response cannot be spooled to a temporary file: %s; free space in TMPDIR", error
             )

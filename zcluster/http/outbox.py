@@ -13,6 +13,10 @@ SEND_BYTES = 1 << 18  # per call: more than any default socket buffer takes at o
 ROUNDS = 8  # calls per visit: a client on loopback that keeps up must not own the loop
 
 
+class SpoolError(Exception):
+    """The temporary file cannot take any more; an OSError would look like one of the socket's."""
+
+
 class Outbox:
     """Bytes waiting for the socket, in memory up to a limit and in an unnamed temporary file beyond it.
 
@@ -33,17 +37,20 @@ class Outbox:
         return len(self._memory) + self._written - self._read
 
     def add(self, data: bytes | memoryview) -> None:
-        """Append; OSError when the temporary file cannot take it."""
-        if self._file is None:
-            if len(self._memory) + len(data) <= self._limit_bytes:
-                self._memory += data
-                return
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed when empty or by close())
-        view = memoryview(data)
-        while view:  # a raw file may take less than it was given
-            count = self._file.write(view)
-            self._written += count
-            view = view[count:]
+        """Append; SpoolError when the temporary file cannot take it."""
+        try:
+            if self._file is None:
+                if len(self._memory) + len(data) <= self._limit_bytes:
+                    self._memory += data
+                    return
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed when empty or by close())
+            view = memoryview(data)
+            while view:  # a raw file may take less than it was given
+                count = self._file.write(view)
+                self._written += count
+                view = view[count:]
+        except OSError as error:
+            raise SpoolError(str(error)) from error
 
     def flush(self, sock: socket.socket) -> int:
         """Send what the socket takes now and return how many bytes; OSError when the client is gone."""

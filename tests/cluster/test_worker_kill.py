@@ -1,0 +1,149 @@
+"""Workers die, of every cause, idle and in the middle of their work: rows 1 and 4 of the fault matrix."""
+
+import http.client
+import random
+import re
+import signal
+import statistics
+import threading
+import time
+
+import pytest
+from anatomy import PATIENCE_S, by_slot, gone, is_there, kill, whole
+from harness import running, wait_for
+from load import Load
+
+WORKERS = 3
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with running("faults:app", workers=WORKERS) as running_cluster:
+        yield running_cluster
+
+
+def ask(cluster, path):
+    """One request on a connection of its own; None when it broke."""
+    connection = http.client.HTTPConnection(*cluster.address, timeout=15)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def replaced(cluster, victim):
+    """Wait for the replacement of a worker and check its papers."""
+    after = by_slot(whole(cluster, WORKERS, without=[victim["pid"]]))
+    heir = after[victim["slot"]]
+    assert heir["id"] > victim["id"]
+    assert heir["restarts"] == victim["restarts"] + 1
+    return after
+
+
+def test_idle_workers_are_replaced(cluster):
+    """SIGKILL: reaped within 100 ms, slot kept, id grown, restarts counted, the others untouched; logged with cause."""
+    reaped = []
+    for slot in range(WORKERS):
+        before = by_slot(whole(cluster, WORKERS))
+        kill(before[slot]["pid"])
+        reaped.append(gone(before[slot]["pid"]))
+        after = replaced(cluster, before[slot])
+        assert [after[s]["pid"] for s in after if s != slot] == [before[s]["pid"] for s in before if s != slot]
+        cluster.wait_log(rf"Worker {before[slot]['pid']} died\. signal SIGKILL; replacing it in slot {slot} now")
+    assert statistics.median(reaped) < 0.1, reaped
+
+
+def test_a_replacement_answers_soon(cluster):
+    """From SIGKILL to a ready replacement takes less than a second (milliseconds when the machine is idle)."""
+    before = by_slot(whole(cluster, WORKERS))
+    begun = time.monotonic()
+    kill(before[1]["pid"])
+    heirs = r"Worker {} died.*"
+    cluster.wait_log(heirs.format(before[1]["pid"]))
+    wait_for(
+        lambda: any(int(ask(cluster, "/pid") or 0) not in {w["pid"] for w in before.values()} for _ in range(5)),
+        PATIENCE_S,
+        "the replacement answers",
+    )
+    assert time.monotonic() - begun < 1.0 + 0.5  # half a second for what else runs on the machine
+    replaced(cluster, before[1])
+
+
+@pytest.mark.parametrize(
+    ("path", "cause"),
+    [
+        ("/segv", "signal SIGSEGV"),
+        ("/abort", "signal SIGABRT"),
+        ("/exit", "exit code 7"),
+        ("/slow?60", "signal SIGKILL"),
+    ],
+)
+def test_a_worker_that_dies_in_a_request(cluster, path, cause):
+    """Its client sees the connection end, everybody else is served, its cause of death is told."""
+    before = by_slot(whole(cluster, WORKERS))
+    start = cluster.counters()["requests"]
+    broken = []
+    with Load(cluster.address, clients=2) as load:
+        client = threading.Thread(target=lambda: broken.append(ask(cluster, path)))
+        client.start()
+        if path.startswith("/slow"):
+            busy = wait_for(lambda: [w for w in cluster.workers() if w["oldest_request_s"] > 0.2], what="it is busy")
+            kill(busy[0]["pid"])
+        client.join(20)
+        dead = wait_for(lambda: [w for w in before.values() if not is_there(w["pid"])], what="a worker died")
+        replaced(cluster, dead[0])
+    assert broken == [None]
+    assert len(dead) == 1
+    cluster.wait_log(rf"Worker {dead[0]['pid']} died\. {cause}; replacing it in slot {dead[0]['slot']} now")
+    # Whoever had sent its request to that very worker loses it: each client at most one.
+    assert len(load.broken) <= load.clients
+    load.check(cluster.counters()["requests"], kills=1, base=start)
+
+
+def test_kills_under_load():
+    """24 SIGKILLs at random moments: what was acknowledged is counted, nothing twice, nobody is refused."""
+    rng = random.Random(20)
+    kills = 24
+    with running("faults:app", workers=4) as cluster:
+        with Load(cluster.address, clients=6) as load:
+            for number in range(kills):
+                victim = by_slot(whole(cluster, 4))[number % 4]
+                wait_for(lambda: load.acknowledged > 0 and rng.random() < 0.2)  # some milliseconds, never the same
+                kill(victim["pid"])
+                gone(victim["pid"])
+            ps = whole(cluster, 4)
+        load.check(cluster.counters()["requests"], kills=kills)
+        assert sum(w["restarts"] for w in ps["workers"]) == kills
+        assert len(re.findall(r"Worker \d+ died\. signal SIGKILL", cluster.log)) == kills
+        assert max(w["id"] for w in ps["workers"]) == 4 + kills
+
+
+def test_kills_inside_incr(cluster):
+    """A worker that does nothing but incr() is killed 8 times: acknowledged <= total <= attempted."""
+    many, begun = 200_000, cluster.counters()["requests"]
+    answered = broken = 0
+    for _ in range(8):
+        whole(cluster, WORKERS)
+        before = cluster.counters()["requests"]
+        answers = []
+        client = threading.Thread(target=lambda: answers.append(ask(cluster, f"/many?{many}")))  # noqa: B023
+        client.start()
+        # Somewhere in its first third: the total, read by another process, has begun to move.
+        moved = wait_for(lambda: (now := int(ask(cluster, "/value") or 0)) > before and now, what="it counts")
+        busy = [w for w in cluster.workers() if w["inflight"] or w["oldest_request_s"]]
+        for worker in busy:
+            kill(worker["pid"], number=signal.SIGKILL)
+        client.join(30)
+        whole(cluster, WORKERS, without=[w["pid"] for w in busy])
+        total = cluster.counters()["requests"]
+        assert moved <= total <= before + many
+        if answers == [None]:
+            broken += 1
+        else:
+            answered += 1
+            assert total == before + many
+    assert broken >= 4, "the kills came too late to land inside incr()"
+    assert begun + answered * many <= cluster.counters()["requests"] <= begun + 8 * many
