@@ -3,13 +3,14 @@
 import os
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import Running, wait_for
 
 from zcluster.unix.ledgerfile import open_ledger
-from zcluster.unix.process import processes
+from zcluster.unix.process import is_alive, processes
 
 # Scheduling of two busy cores; what is measured with it is milliseconds on an idle machine.
 PATIENCE_S = 20.0
@@ -90,13 +91,31 @@ def gone(*pids, timeout_s=PATIENCE_S):
     return time.monotonic() - begun
 
 
-def epoch(cluster):
-    """The epoch in the ledger: counts the masters that have come far enough to write it."""
+@contextmanager
+def ledger(cluster):
+    """The ledger of the running instance, read-only."""
     file = open_ledger(instance(cluster) / "ledger", writable=False)
     try:
-        return file.ledger.epoch
+        yield file.ledger
     finally:
         file.close()
+
+
+def epoch(cluster):
+    """The epoch in the ledger: counts the masters that have come far enough to write it."""
+    with ledger(cluster) as seen:
+        return seen.epoch
+
+
+def ready(cluster):
+    """Slot -> pid of the living workers that are ready by their own record, whatever the master knows."""
+    found = {}
+    with ledger(cluster) as seen:
+        for number in range(seen.used_lanes):
+            info = seen.lane(number).info()
+            if info is not None and info.state == "ready" and is_alive(info.pid, info.start):
+                found[info.slot] = info.pid
+    return found
 
 
 def whole(cluster, workers, without=(), timeout_s=PATIENCE_S):

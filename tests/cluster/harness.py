@@ -44,7 +44,7 @@ class Running:
     def __init__(self, app: str, *options: str, workers: int | None = 2, fast: bool = True, base: Path | None = None,
                  env: dict[str, str] | None = None, cwd: Path = APPS, wait: bool = True,
                  bind: str = "127.0.0.1:0", prefix: Sequence[str] = (), popen: dict[str, object] | None = None,
-                 ) -> None:  # fmt: skip
+                 program: Sequence[str] = ZCLUSTER) -> None:  # fmt: skip
         """`workers` None, `bind` "": not given. `prefix`: a command that execs the rest. `popen`: its keywords."""
         self.own_base = base is None
         self.base = base or Path(tempfile.mkdtemp(prefix="zct-", dir="/dev/shm"))
@@ -52,13 +52,13 @@ class Running:
         self.log_path = Path(tempfile.mkstemp(prefix="zct-", suffix=".log")[1])
         given = [f"--bind={bind}"] if bind else []
         given += [f"--workers={workers}"] if workers is not None else []
-        self.command = [*prefix, *ZCLUSTER, "run", app, *given, f"--run-dir={self.base}", *periods, *options]
+        self.command = [*prefix, *program, "run", app, *given, f"--run-dir={self.base}", *periods, *options]
         # The mark by which leftovers are found: it stands in the environment of every process of the cluster.
-        self.mark = f"ZCT_MARK={self.base}"
+        self.mark = f"ZCT_MARK={self.log_path}"
         with self.log_path.open("wb") as log:
             keywords: dict[str, object] = {
                 "stdout": subprocess.PIPE, "stderr": log, "stdin": subprocess.DEVNULL, "cwd": cwd,
-                "env": {**os.environ, "ZCT_MARK": str(self.base), "PYTHONFAULTHANDLER": "1", **(env or {})},
+                "env": {**os.environ, "ZCT_MARK": str(self.log_path), "PYTHONFAULTHANDLER": "1", **(env or {})},
             }  # fmt: skip
             self.process = subprocess.Popen(self.command, **{**keywords, **(popen or {})})
         self.url = ""
@@ -81,11 +81,16 @@ class Running:
         self.url = found[1]
         return self.url
 
-    def ps(self) -> dict[str, object]:
+    def command_line(self, command: str, *options: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run `zcluster COMMAND` on the clusters in this run directory to its end."""
+        out = subprocess.run([*ZCLUSTER, command, f"--run-dir={self.base}", *options],
+                             capture_output=True, text=True, timeout=20)  # fmt: skip
+        assert out.returncode == code, f"{out.returncode}: {out.stdout}{out.stderr}\nlog:\n{self.log}"
+        return out
+
+    def ps(self, *options: str) -> dict[str, object]:
         """`zcluster ps --json`."""
-        out = subprocess.run([*ZCLUSTER, "ps", "--json", f"--run-dir={self.base}"], capture_output=True, timeout=20)
-        assert out.returncode == 0, out.stderr.decode() + self.log
-        return json.loads(out.stdout)
+        return json.loads(self.command_line("ps", "--json", *options).stdout)
 
     def workers(self, state: str = "ready") -> list[dict[str, object]]:
         return [w for w in self.ps()["workers"] if w["state"] == state]
@@ -137,7 +142,8 @@ class Running:
             self.signal(number)
         got = self.wait(timeout_s)
         assert got == code, f"exit code {got}, not {code}, log:\n{self.log}"
-        assert not self.left_over(), f"left behind: {self.left_over()}\nlog:\n{self.log}"
+        left = self.processes()  # at once: the launcher is the last to go
+        assert not left, f"left behind: {left}\nlog:\n{self.log}"
         assert not self.files(), f"left behind: {self.files()}\nlog:\n{self.log}"
         return self.log
 

@@ -6,6 +6,7 @@ above what had been attempted when it ended; and one reader never sees a total f
 
 import http.client
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -16,6 +17,7 @@ class Load:
     address: tuple[str, int]
     clients: int = 4
     path: str = "/"
+    parse: Callable[[bytes], int] = int  # of a response's body: the total in it
     attempted: int = 0
     acknowledged: int = 0
     refused: int = 0
@@ -60,7 +62,7 @@ class Load:
             try:
                 connection.request("GET", self.path)
                 response = connection.getresponse()
-                total = int(response.read())
+                total = self.parse(response.read())
             except (OSError, http.client.HTTPException, ValueError) as error:
                 with self._lock:
                     self.broken.append(repr(error))

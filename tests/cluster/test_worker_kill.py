@@ -3,13 +3,12 @@
 import http.client
 import random
 import re
-import signal
 import statistics
 import threading
 import time
 
 import pytest
-from anatomy import PATIENCE_S, by_slot, gone, is_there, kill, whole
+from anatomy import PATIENCE_S, by_slot, gone, is_there, kill, ledger, ready, whole
 from harness import running, wait_for
 from load import Load
 
@@ -61,8 +60,6 @@ def test_a_replacement_answers_soon(cluster):
     before = by_slot(whole(cluster, WORKERS))
     begun = time.monotonic()
     kill(before[1]["pid"])
-    heirs = r"Worker {} died.*"
-    cluster.wait_log(heirs.format(before[1]["pid"]))
     wait_for(
         lambda: any(int(ask(cluster, "/pid") or 0) not in {w["pid"] for w in before.values()} for _ in range(5)),
         PATIENCE_S,
@@ -110,40 +107,42 @@ def test_kills_under_load():
     with running("faults:app", workers=4) as cluster:
         with Load(cluster.address, clients=6) as load:
             for number in range(kills):
-                victim = by_slot(whole(cluster, 4))[number % 4]
-                wait_for(lambda: load.acknowledged > 0 and rng.random() < 0.2)  # some milliseconds, never the same
-                kill(victim["pid"])
-                gone(victim["pid"])
+                slot = number % 4
+                victim = wait_for(lambda: ready(cluster).get(slot), PATIENCE_S, "ready again")  # noqa: B023
+                answered = load.acknowledged + rng.randrange(40)
+                wait_for(lambda: load.acknowledged > answered, what="it serves")  # noqa: B023
+                kill(victim)
+                gone(victim)
             ps = whole(cluster, 4)
         load.check(cluster.counters()["requests"], kills=kills)
+        assert len(load.broken) <= kills * load.clients
         assert sum(w["restarts"] for w in ps["workers"]) == kills
-        assert len(re.findall(r"Worker \d+ died\. signal SIGKILL", cluster.log)) == kills
+        assert len(re.findall(r"Worker \d+ died\. signal SIGKILL; replacing", cluster.log)) == kills
         assert max(w["id"] for w in ps["workers"]) == 4 + kills
 
 
 def test_kills_inside_incr(cluster):
-    """A worker that does nothing but incr() is killed 8 times: acknowledged <= total <= attempted."""
-    many, begun = 200_000, cluster.counters()["requests"]
-    answered = broken = 0
-    for _ in range(8):
+    """A worker that does nothing but incr() is killed 6 times: what was stored is counted, and nothing else."""
+    rng = random.Random(21)
+    kills, most = 6, 10**9
+    before = cluster.counters()["requests"]
+    for _ in range(kills):
         whole(cluster, WORKERS)
-        before = cluster.counters()["requests"]
-        answers = []
-        client = threading.Thread(target=lambda: answers.append(ask(cluster, f"/many?{many}")))  # noqa: B023
+        client = threading.Thread(target=ask, args=(cluster, f"/many?{most}"))
         client.start()
-        # Somewhere in its first third: the total, read by another process, has begun to move.
-        moved = wait_for(lambda: (now := int(ask(cluster, "/value") or 0)) > before and now, what="it counts")
-        busy = [w for w in cluster.workers() if w["inflight"] or w["oldest_request_s"]]
-        for worker in busy:
-            kill(worker["pid"], number=signal.SIGKILL)
-        client.join(30)
-        whole(cluster, WORKERS, without=[w["pid"] for w in busy])
-        total = cluster.counters()["requests"]
-        assert moved <= total <= before + many
-        if answers == [None]:
-            broken += 1
-        else:
-            answered += 1
-            assert total == before + many
-    assert broken >= 4, "the kills came too late to land inside incr()"
-    assert begun + answered * many <= cluster.counters()["requests"] <= begun + 8 * many
+        with ledger(cluster) as seen:
+            index = seen.index_of("requests")
+            lanes = list(seen.cells(index))
+            wait_for(lambda: list(seen.cells(index)) != lanes, what="it counts")  # noqa: B023
+            (lane,) = [at for at, cell in enumerate(seen.cells(index)) if cell != lanes[at]]
+            # Each look takes about a microsecond: the kill lands anywhere in the bytecode of incr().
+            for _look in range(rng.randrange(5000)):
+                moved = seen.total(index)
+            kill(seen.lane(lane).pid)
+            gone(seen.lane(lane).pid)
+            stored = seen.total(index)
+        client.join(20)
+        assert not client.is_alive()
+        whole(cluster, WORKERS)
+        assert before < moved <= stored == cluster.counters()["requests"] < before + most
+        before = stored

@@ -368,7 +368,7 @@ def test_spawn_hands_on_path_flags_descriptors_and_nothing_else(tmp_path):
     assert told["path"] == path
     assert told["flags"] == (True, 1, ["default", "error"])  # the first by -X dev
     assert told["blocked"] == {int(number) for number in process.BLOCKED}
-    assert set(told["fds"]) - {0, 1, 2} - {other, writer} == {max(told["fds"])}  # that of the listing
+    assert len(set(told["fds"]) - {0, 1, 2, other, writer}) == 1  # that of the listing
     assert told["cwd"] == str(tmp_path)
 
 
@@ -388,6 +388,14 @@ def test_spawn_says_which_process_could_not_be_started(monkeypatch):
 
 
 # ---- of this process -----------------------------------------------------------------------------------------------
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
 def test_close_fds_but_keeps_exactly_what_is_named():
     """High numbers too, whatever the limit is by now; naming a closed one is no error."""
 
@@ -397,8 +405,7 @@ def test_close_fds_but_keeps_exactly_what_is_named():
         kept = os.dup2(low, 901)
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
         process.close_fds_but((0, 1, 2, kept, 50))
-        listing = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-        assert {int(fd) for fd in os.listdir(listing)} == {0, 1, 2, kept, listing}
+        assert [fd for fd in range(2000) if is_open(fd)] == [0, 1, 2, kept]
 
     assert reap(start(body)) == 0
 

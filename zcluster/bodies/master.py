@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
@@ -21,6 +20,7 @@ import msgspec
 
 from zcluster.bus.broadcast import Broadcast
 from zcluster.bus.hub import Arrival, Hub
+from zcluster.bus.peers import Peers
 from zcluster.config import Config
 from zcluster.core import fleet_events as f
 from zcluster.core import messages as m
@@ -37,16 +37,8 @@ from zcluster.unix.signals import Signals
 log = logging.getLogger("zcluster.master")
 
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+TURN_MIN_S = 0.005  # between two looks at the deadlines
 ORPHAN_TICK_S = 0.05  # without a launcher nobody reports deaths: look for them
-
-
-@dataclass
-class Peer:
-    """Who speaks on a link."""
-
-    pid: int
-    role: str
-    worker: int = 0  # its id
 
 
 def main(control_fd: int) -> int:
@@ -85,8 +77,7 @@ class Master:
         self.ledger.master_pid, self.ledger.master_start = os.getpid(), process.start_time(os.getpid())
         self.hub = Hub(boot.run_dir, self.ledger.epoch)
         self.fleet = Fleet(_settings(config), self.ledger.epoch, max(1, self.ledger.next_worker_id), _jitter)
-        self.peers: dict[bytes, Peer] = {}
-        self.links: dict[int, bytes] = {}  # worker id -> link
+        self.peers = Peers()
         self.zygotes: dict[int, tuple[tuple[int, int], Channel]] = {}  # generation -> (pid, start), control socket
         self.services: dict[str, int] = {}  # kind -> pid
         self.broadcast = Broadcast(self.hub)
@@ -100,14 +91,12 @@ class Master:
 
     def run(self) -> int:
         """Turn until the fleet says Finish."""
+        turned = time.monotonic()
         while self.final is None:
-            before = time.monotonic()
-            timeout_s = max(
-                0.0, min(self.tick_due, self.broadcast.due if self.totals_dirty else self.tick_due) - before
-            )
+            timeout_s = self._timeout_s(turned)
             arrivals, ready = self.hub.poll(timeout_s)
-            now = time.monotonic()
-            lag_s = now - before - timeout_s
+            before, turned = turned, time.monotonic()
+            lag_s = turned - before - timeout_s
             if lag_s > self.config.heartbeat_s:
                 log.warning("the master did not run for %.1f s; nobody is judged for it", lag_s)
                 self._step(f.Lagged(lag_s))
@@ -118,6 +107,14 @@ class Master:
         if self.final.code:
             self.channel.send(m.Failed(self.final.code, self.final.text))
         return self.final.code
+
+    def _timeout_s(self, now: float) -> float:
+        """Until the next tick, the next publication of totals, or the fleet's next deadline."""
+        deadline_s = self.fleet.next_deadline(now)
+        if deadline_s is not None:
+            self.tick_due = min(self.tick_due, now + max(deadline_s, TURN_MIN_S))
+        due = min(self.tick_due, self.broadcast.due) if self.totals_dirty else self.tick_due
+        return max(0.0, due - now)
 
     # ---- what happens ----------------------------------------------------------------------------------------------
     def _ready_fds(self, ready: list[int]) -> None:
@@ -235,8 +232,8 @@ class Master:
         if isinstance(message, m.Hello):
             self._on_hello(arrival.peer, message)
             return
-        peer = self.peers.get(arrival.peer)
-        if peer is None or peer.pid != arrival.pid:
+        peer = self.peers.find(arrival.peer, arrival.pid)
+        if peer is None:
             self.hub.dropped["ctl:stranger"] += 1  # it has not said Hello in this epoch: the tick tells it to
             return
         if peer.worker:
@@ -248,19 +245,18 @@ class Master:
                 self.hub.send(arrival.peer, self._answer(number, verb, args))
 
     def _on_hello(self, link: bytes, hello: m.Hello) -> None:
-        known = self.peers.get(link)
-        if known is None:
-            known = self.peers[link] = Peer(hello.pid, hello.role)
-            if hello.role == "worker" and hello.worker is not None:
-                known.worker = hello.worker.id
-                self.links[hello.worker.id] = link
-                self._step(f.Hello(hello.worker, link))
-            elif len(self.peers) > 10 * self.config.lanes:
-                self._forget_dead_peers()
+        worker = hello.worker
+        if worker is not None and worker.pid != hello.pid:
+            self.hub.dropped["ctl:wrong-sender"] += 1  # it speaks for another process
+            return
+        if self.peers.find(link, hello.pid) is None:
+            self.peers.add(link, hello.pid)
+            if worker is not None:
+                self._step(f.Hello(worker, link))
+                admitted = self.fleet.by_process(worker.pid, worker.start)
+                if admitted is not None and admitted.id == worker.id:
+                    self.peers.bind(link, worker.id)
         self.hub.welcome(link, self._welcome())
-
-    def _forget_dead_peers(self) -> None:
-        self.peers = {link: peer for link, peer in self.peers.items() if process.start_time(peer.pid)}
 
     def _on_worker(self, id_: int, message: m.Message) -> None:
         match message:
@@ -344,7 +340,7 @@ class Master:
                 if zygote is not None:  # else its death has been, or will be, told: the fleet asks again
                     zygote[1].send(m.Fork(worker))
             case f.SendDrain(id=id_, deadline_s=deadline_s, quick=quick):
-                self.hub.send(self.links.get(id_, b""), m.Drain(deadline_s, quick))
+                self.hub.send(self.peers.link_of(id_), m.Drain(deadline_s, quick))
             case f.Refuse(link=link, reason=reason):
                 self.hub.send(link, m.Refused(reason))
             case f.Terminate(pid=pid, start=start):
@@ -377,9 +373,7 @@ class Master:
     def _announce(self, kind: str, worker: m.WorkerInfo | None, text: str) -> None:
         self.broadcast.event(kind, worker, text)
         if kind == "exit" and worker is not None:
-            link = self.links.pop(worker.id, None)
-            if link is not None:
-                self.peers.pop(link, None)
+            self.peers.forget(worker.id)
             for name in (f"stacks-{worker.id}", f"boot-{worker.id}"):
                 (Path(self.boot.run_dir) / name).unlink(missing_ok=True)
 

@@ -25,7 +25,7 @@ from zcluster.bus.link import Link
 from zcluster.core import messages as m
 from zcluster.core.fleet_events import BOOT_FAILED_CODE, LANE_TAKEN_CODE
 from zcluster.core.joining import Joined
-from zcluster.errors import AppError
+from zcluster.errors import ClusterError
 from zcluster.http import Engine, Limits
 from zcluster.unix import leash, process, strays
 from zcluster.unix.application import load
@@ -55,13 +55,17 @@ def main(birth: Birth) -> int:
     stacks = open(run_dir / f"stacks-{info.id}", "w")  # noqa: SIM115, PTH123 - for life: faulthandler keeps the fd
     faulthandler.register(process.DUMP_SIGNAL, file=stacks, all_threads=True)
     leash.wear(run_dir / "leash")
-    signals.unblock()
+    signals.unblock(process.BLOCKED)  # all of them: what the app executes inherits our mask
+    if process.has_ended(birth.launcher_fd):  # launcher and master may have died before the leash was on
+        return 0
     if not birth.locks.try_lock(info.lane):
         return LANE_TAKEN_CODE
     ledger = _bind_ledger(birth, run_dir)
     try:
         app = load(birth.config.app) if birth.app is None else birth.app
-    except AppError as error:
+        if current.counting is not None:
+            current.counting.bind_all()
+    except ClusterError as error:  # the app, or more counters than the ledger has room for
         (run_dir / f"boot-{info.id}").write_text(str(error), encoding="utf-8", errors="replace")
         return BOOT_FAILED_CODE
     return Worker(birth, app, ledger, signals).run()
@@ -105,8 +109,7 @@ class Worker:
         )
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.thread = threading.Thread(target=self._serve, name="zcluster-http", daemon=True)
-        self.serving = False
-        self.finished = False
+        self.serving = self.draining = self.finished = False
         self.code = 0
         self.leaving: m.Leaving | None = None
         self.launcher_gone = False
@@ -121,8 +124,6 @@ class Worker:
         """Until the engine has drained."""
         current.wake, current.poke = self._wake, self._poke
         current.at_unbind.append(self._forget_in_child)
-        if current.counting is not None:
-            current.counting.bind_all()
         self.lane.state = "online"
         while not self.finished:
             now = time.monotonic()
@@ -214,9 +215,10 @@ class Worker:
             self.serving = True
             self.lane.state = "ready"
             self.thread.start()
-        self.link.send(m.Ready())
         if self.leaving is not None:
             self.link.send(self.leaving)
+        elif not self.draining:
+            self.link.send(m.Ready())
         self.dirty = True
 
     def _start_leaving(self, leaving: m.Leaving) -> None:
@@ -225,6 +227,7 @@ class Worker:
         self._drain(quick=False)
 
     def _drain(self, *, quick: bool) -> None:
+        self.draining = True
         self.lane.state = "draining"
         if self.serving:
             self.engine.drain(quick=quick)
@@ -236,6 +239,10 @@ class Worker:
         if now >= self.tick_due:
             self.tick_due = now + self.config.ledger_tick_s
             self.lane.bus_tick_ns = time.monotonic_ns()
+            if (
+                stats.requests != self.lane.requests
+            ):  # the loop's own tick comes once per round, of many slow requests
+                self._loop_tick()
             self.lane.inflight, self.lane.connections, self.lane.requests = (
                 stats.inflight,
                 stats.connections,

@@ -64,7 +64,7 @@ def main(control_fd: int, worker_main: Callable[[Birth], int], resumed: str = ""
     leash_fd = leash.wear(run_dir / "leash")
     locks = LockFile(run_dir / "locks")
     locks.try_lock(zygote_byte(boot.generation))
-    signals.unblock()
+    signals.unblock(process.BLOCKED)  # all of them: what the app executes at import inherits our mask
     current.role = "zygote"
     zygote = Zygote(boot, config, channel, signals, locks, launcher_fd, app)
     if zygote.import_app(in_memory=app is not None):
@@ -166,14 +166,14 @@ class Zygote:
         try:
             birth = process.fork_orphan()
         except SpawnError as error:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, process.BLOCKED)
             self.channel.send(m.ForkFailed(worker.id, str(error)))
             return False
         if birth is None:
             born = msgspec.structs.replace(worker, pid=os.getpid(), start=process.start_time(os.getpid()))
             self.forks.append(born)
             return True
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, process.BLOCKED)
         born = msgspec.structs.replace(worker, pid=birth[0], start=birth[1])
         if len(self.forks) >= REMEMBERED:
             self.forks = [f for f in self.forks if process.is_alive(f.pid, f.start)]

@@ -253,7 +253,14 @@ class Fleet(Acts):
             self.fail(code, f"the process that imports the application ends at once: {status}", now)
 
     # ---- workers ---------------------------------------------------------------------------------------------------
+    def _vet(self, info: WorkerInfo) -> None:
+        """A worker has a process of its own: signals are sent to what is written here, and 0 would be ourselves."""
+        other = self.by_process(info.pid, info.start)
+        if info.pid < 1 or (other is not None and other.id != info.id):
+            raise IllegalTrigger(f"worker id {info.id} cannot be process {info.pid}")
+
     def _forked(self, info: WorkerInfo, now: float) -> None:
+        self._vet(info)
         worker = self.roster.workers.get(info.id)
         if worker is None or worker.pid not in (0, info.pid):
             self._unexpected_fork(info, now)
@@ -266,8 +273,7 @@ class Fleet(Acts):
 
     def _unexpected_fork(self, info: WorkerInfo, now: float) -> None:
         """A fork that was given up, or that the master before asked for."""
-        process = (info.pid, info.start)
-        if process in self.roster.deaths or process in self.roster.processes:
+        if (info.pid, info.start) in self.roster.deaths:
             return
         objection = self.why_not(info)
         if objection:
@@ -280,6 +286,7 @@ class Fleet(Acts):
         self.after_birth(worker, now)
 
     def _hello(self, info: WorkerInfo, link: bytes, now: float) -> None:
+        self._vet(info)
         worker = self.roster.workers.get(info.id)
         if worker is None:
             self._strangers_hello(info, link, now)

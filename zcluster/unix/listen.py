@@ -10,6 +10,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zcluster.config import Address, parse_address
 from zcluster.errors import SpawnError
@@ -61,8 +62,7 @@ def _bind_one(text: str, address: Address, backlog: int) -> Listener:
             sock.bind(address.path)
         else:
             family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-            found = socket.getaddrinfo(address.host, address.port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
-            family, _kind, _protocol, _name, target = next((f for f in found if f[0] == family), found[0])
+            family, target = _resolve(address, family)
             sock = socket.socket(family)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # restart beside old TIME_WAIT connections
             if family == socket.AF_INET6:
@@ -77,6 +77,15 @@ def _bind_one(text: str, address: Address, backlog: int) -> Listener:
     sock.setblocking(False)  # all workers share this file description: one that loses the race must not block
     path = Path(address.path) if address.kind == "unix" else None
     return Listener(sock, _url(sock), path, _inode(path) if path else None)
+
+
+def _resolve(address: Address, wanted: socket.AddressFamily) -> tuple[socket.AddressFamily, Any]:
+    try:
+        found = socket.getaddrinfo(address.host, address.port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+    except UnicodeError:  # a label that no name may have: too long or empty
+        raise OSError(errno.EINVAL, "not a name a machine can have") from None
+    family, _kind, _protocol, _name, target = next((f for f in found if f[0] == wanted), found[0])
+    return family, target
 
 
 def _inherited(fd: int) -> socket.socket:

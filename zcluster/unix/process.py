@@ -91,6 +91,13 @@ def processes() -> Iterator[Stat]:
             yield found
 
 
+def has_ended(pidfd: int) -> bool:
+    """Has the process behind this pidfd ended? (pidfd_open(2): it becomes readable.)"""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
 def send_signal(pid: int, start: int, number: int) -> bool:
     """Signal exactly this process, by pidfd; False when it is gone, or not ours to signal (a sudo of the app)."""
     if pid <= 0:
@@ -191,7 +198,9 @@ def spawn(role: str, fds: Sequence[int], *, name: str) -> tuple[int, int]:
     path = [entry for entry in sys.path if isinstance(entry, str)]  # the import system ignores anything else
     argv = [sys.executable, *flags, "-c", _EXEC, repr(path), f"zcluster-{role}", role, name]
     argv += [str(fd) for fd in fds]
-    actions = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds]  # onto itself: clears close-on-exec (posix_spawn(3))
+    # A background process that reads the terminal would be stopped for it (termios(3)), and taken for hung.
+    actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]  # type: ignore[list-item]
+    actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds]  # onto itself: clears close-on-exec (posix_spawn(3))
     try:
         pid = os.posix_spawn(sys.executable, argv, os.environ, file_actions=actions, setpgroup=0, setsigmask=BLOCKED)
     except OSError as error:

@@ -25,9 +25,9 @@ class Signals:
             signal.signal(number, _do_nothing)
             signal.siginterrupt(number, False)
 
-    def unblock(self) -> None:
-        """The handlers stand: let what was kept pending since before the fork or exec come in."""
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+    def unblock(self, more: Iterable[int] = ()) -> None:
+        """The handlers stand: let what was kept pending since before the fork or exec come in, and `more`."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*self._numbers, *more})
 
     def fileno(self) -> int:
         """Readable when a signal has come."""

@@ -1,0 +1,226 @@
+"""Write the generated parts of docs/*.md from the code, or (--check) say which of them are not current.
+
+A generated part stands between two comments, `<!-- scripts/docs: NAME -->` and `<!-- scripts/docs: end -->`;
+everything around it is written by hand. Exit code 1 when --check finds a difference.
+"""
+
+import argparse
+import ast
+import difflib
+import inspect
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args, get_type_hints
+
+import click
+
+from zcluster import config
+from zcluster.cli import cli
+from zcluster.core import fleet_worker, messages
+from zcluster.http import limits
+
+ROOT = Path(__file__).resolve().parent.parent
+PART = re.compile(r"(?<=<!-- scripts/docs: )(?!end )([a-z-]+)( -->\n).*?(?=<!-- scripts/docs: end -->)", re.DOTALL)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def comments(source: str) -> dict[int, str]:
+    """Every comment of a module by its line, without the mark."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip("# ").rstrip() for t in tokens if t.type == tokenize.COMMENT}
+
+
+def fields_of(node: ast.ClassDef) -> Iterator[ast.AnnAssign]:
+    """The declared fields of a class."""
+    yield from (statement for statement in node.body if isinstance(statement, ast.AnnAssign))
+
+
+def classes(module: ModuleType) -> tuple[dict[int, str], list[ast.ClassDef]]:
+    """The comments and the classes of a module."""
+    source = inspect.getsource(module)
+    return comments(source), [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+
+
+# ---- options ------------------------------------------------------------------------------------------------------
+def reasons() -> dict[str, str]:
+    """Why the default of each option is what it is: the comment that stands above it or at its end."""
+    said, nodes = classes(config)
+    found = {}
+    for field in fields_of(next(node for node in nodes if node.name == "Config")):
+        first = field.lineno
+        while first - 1 in said and field.lineno > 1:
+            first -= 1
+        text = " ".join(said[line] for line in range(first, field.lineno)) or said.get(field.end_lineno or 0, "")
+        found[ast.unparse(field.target)] = text
+    return found
+
+
+def shown_default(option: config.Option) -> str:
+    """A default as it would be typed."""
+    if option.default is None:
+        return "required"
+    if "auto" in option.metavar:
+        return "`auto`"
+    text = ", ".join(option.default) if option.multiple else option.default
+    return f"`{text:g}`" if isinstance(text, float) else f"`{text}`" if text != "" else ""
+
+
+def shown_limits(option: config.Option) -> str:
+    """What a value may be."""
+    if option.choices:
+        return ", ".join(f"`{choice}`" for choice in option.choices)
+    meta = get_args(get_type_hints(config.Config, include_extras=True)[option.field])[1]
+    if meta.ge is None:
+        return ""
+    if "auto" in option.metavar:  # 0 is how it is stored
+        return f"1 to {meta.le}, or `auto`"
+    return f"{meta.ge:g} to {meta.le:g} s" if option.type is float else f"{meta.ge} to {meta.le}"
+
+
+def options_part() -> str:
+    """The table of all options."""
+    why = reasons()
+    rows = []
+    for option in config.options():
+        names = [f"`{flag}`" for flag in option.flags] or [f"`{option.metavar}`"]
+        meaning = option.help + (f"<br>*Default: {why[option.field]}.*" if why[option.field] else "")
+        env = f"`{option.env}`" if option.env else ""
+        row = ["<br>".join(names), f"`{option.field}`", env, shown_default(option), shown_limits(option), meaning]
+        rows.append(row)
+    return table(["Flag", "In Python", "Environment", "Default", "Limits", "Meaning"], rows)
+
+
+def commands_part() -> str:
+    """The commands beside `run`."""
+    rows = []
+    for name, command in cli.commands.items():
+        if name == "run":
+            continue
+        words = [f"zcluster {name}"]
+        for parameter in command.params:
+            value = f" {parameter.metavar}" if parameter.metavar else ""
+            words.append(f"[{parameter.opts[0]}{value}]")
+        notes = [f"`{p.opts[0]}`: {p.help}" for p in command.params if isinstance(p, click.Option)]
+        rows.append([f"`{' '.join(words)}`", "<br>".join([(command.help or "").strip(), *notes])])
+    return table(["Command", "What it does"], rows)
+
+
+def limits_part() -> str:
+    """The engine's bounds that are no options."""
+    said, nodes = classes(limits)
+    settable = {"request_line_bytes", "header_field_bytes", "header_count", "keep_alive_s"}
+    defaults = {field.name: field.default for field in fields(limits.Limits)}
+    rows = []
+    for field in fields_of(next(node for node in nodes if node.name == "Limits")):
+        name = ast.unparse(field.target)
+        if name not in settable:
+            default: Any = defaults[name]
+            rows.append([f"`{name}`", f"{default:,}", said.get(field.end_lineno or 0, "")])
+    return table(["Bound", "Value", "What for, and why this much"], rows)
+
+
+# ---- messages -----------------------------------------------------------------------------------------------------
+def messages_part(wanted: Callable[[str], bool]) -> str:
+    """One table per section of core/messages.py whose heading is wanted."""
+    said, nodes = classes(messages)
+    headings = {line: text.strip(" -") for line, text in said.items() if text.endswith("----")}
+    headings |= {line: "" for line, text in said.items() if not text.strip("- ")}
+    text, rows, shown = "", [], ""
+    for node in nodes:
+        line = max((at for at in headings if at < node.lineno), default=0)
+        heading = headings.get(line, "common to several messages")
+        if not wanted(heading):
+            continue
+        if heading != shown:
+            text, rows, shown = text + finish(shown, rows), [], heading
+        parts = [
+            f"`{ast.unparse(f.target)}`: {ast.unparse(f.annotation).strip(chr(39))}"
+            + (f" ({said[f.end_lineno or 0]})" if f.end_lineno in said else "")
+            for f in fields_of(node)
+        ]
+        rows.append([f"`{node.name}`", " ".join((ast.get_docstring(node) or "").split()), "<br>".join(parts)])
+    return text + finish(shown, rows)
+
+
+def finish(heading: str, rows: list[list[str]]) -> str:
+    """A section: its heading and its table."""
+    return f"\n**{heading}**\n\n{table(['Message', 'What it says, and when', 'Fields'], rows)}" if rows else ""
+
+
+# ---- the fleet ----------------------------------------------------------------------------------------------------
+def states_part() -> str:
+    """The states of a worker: a Mermaid diagram of what changes them, and a table of what does not."""
+    moves: dict[tuple[str, str], list[str]] = {}
+    for (state, trigger), after in fleet_worker.TRANSITIONS.items():
+        moves.setdefault((state, after), []).append(trigger)
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {fleet_worker.ASKED}"]
+    for (state, after), triggers in moves.items():
+        if state != after:
+            lines.append(f"    {state} --> {after}: {', '.join(triggers)}")
+    lines += [f"    {fleet_worker.DEAD} --> [*]", "```", ""]
+    same = [[state, ", ".join(moves[state, state])] for state in fleet_worker.STATES if (state, state) in moves]
+    return "\n".join(lines) + "\n" + table(["State", "May be told again without effect on it"], same)
+
+
+def bus(heading: str) -> bool:
+    """Whether a section of core/messages.py is about ZeroMQ."""
+    return heading.startswith(("ctl", "pub", "evt"))
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "options": options_part,
+    "commands": commands_part,
+    "limits": limits_part,
+    "common": lambda: messages_part(lambda heading: heading.startswith("common")),
+    "bus": lambda: messages_part(bus),
+    "control": lambda: messages_part(lambda heading: not bus(heading) and not heading.startswith("common")),
+    "states": states_part,
+}
+
+
+def current(text: str) -> str:
+    """A page with its generated parts as the code has them now."""
+    return PART.sub(lambda found: f"{found[1]}{found[2]}{PARTS[found[1]]()}", text)
+
+
+def main() -> int:
+    """Rewrite the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when a page is not current")
+    check = parser.parse_args().check
+    used, stale = set(), []
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        before = path.read_text(encoding="utf-8")
+        used.update(found[1] for found in PART.finditer(before))
+        after = current(before)
+        if after == before:
+            continue
+        stale.append(path)
+        if check:
+            name = str(path.relative_to(ROOT))
+            sys.stdout.writelines(
+                difflib.unified_diff(before.splitlines(True), after.splitlines(True), name, "the code")
+            )
+        else:
+            path.write_text(after, encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+    for name in sorted(PARTS.keys() - used):
+        print(f"part {name!r} stands on no page of docs/")
+    if check and stale:
+        print("run scripts/docs to make these pages current")
+    return 1 if (check and stale) or PARTS.keys() - used else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

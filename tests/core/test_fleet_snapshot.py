@@ -1,0 +1,67 @@
+"""The snapshot of a fleet, and the state of the cluster in it."""
+
+from fleet_stories import Story, worker
+
+from zcluster.core import fleet_events as f
+from zcluster.core.messages import Beat, Event
+from zcluster.core.snapshot import fleet_snapshot
+
+
+def snapshot(story, now):
+    return fleet_snapshot(
+        story.fleet, now, name="demo", urls=("http://127.0.0.1:80",), launcher_pid=10, master_pid=11, zygote_pid=12,
+        counters={"requests": 7}, heads={"totals": 3}, dropped={"ctl:stranger": 1}, recent=(Event(1, 1, "fork"),),
+    )  # fmt: skip
+
+
+def test_a_snapshot_says_everything():
+    """What was given, and each worker by slot with its last heartbeat and its age."""
+    story = Story()
+    story.run_up(5.0)
+    story.step(f.Heard(2, Beat(100, 1, 5, 3, 4096, 0.5, 0.01)), 6.0)
+    story.step(f.Heard(2), 6.5)
+    shot = snapshot(story, 8.0)
+    assert (shot.name, shot.urls, shot.epoch, shot.generation) == ("demo", ("http://127.0.0.1:80",), 1, 1)
+    assert (shot.launcher_pid, shot.master_pid, shot.zygote_pid) == (10, 11, 12)
+    assert (shot.counters, shot.heads, shot.dropped) == ({"requests": 7}, {"totals": 3}, {"ctl:stranger": 1})
+    assert [event.kind for event in shot.recent] == ["fork"]
+    first, second = shot.workers
+    assert (first.id, first.slot, first.pid, first.start, first.state) == (1, 0, 101, 1001, "ready")
+    assert (first.requests, first.uptime_s) == (0, 3.0)
+    assert (second.requests, second.inflight, second.connections, second.threads) == (100, 1, 5, 3)
+    assert (second.rss_bytes, second.oldest_request_s) == (4096, 0.5)
+
+
+def test_the_state_of_the_cluster():
+    """starting, running, degraded while a slot cannot be filled, running again, stopping."""
+    story = Story(workers=1)
+    assert snapshot(story, 0.0).state == "starting"
+    story.run_up()
+    assert snapshot(story, 0.0).state == "running"
+    story.step(f.Died(101, 1001, None, 9), 8.0)
+    assert snapshot(story, 8.0).state == "running"
+    assert snapshot(story, 8.0).workers == ()  # the replacement was only asked for
+    story.become(2, "online", 8.0)
+    story.step(f.Died(102, 1002, 1, None), 9.0)
+    assert snapshot(story, 9.0).state == "degraded"
+    story.step(f.Ticked(), 10.0)
+    story.become(3, "ready", 10.0)
+    assert snapshot(story, 10.0).state == "running"
+    assert snapshot(story, 10.0).workers[0].restarts == 2
+    story.step(f.Stop(quick=False), 11.0)
+    assert snapshot(story, 11.0).state == "stopping"
+
+
+def test_the_size_of_the_cluster_before_does_not_count():
+    """Crashes in a slot that is no more do not make the cluster degraded."""
+    story = Story(workers=1)
+    story.step(f.Started((worker(1, state="ready"), worker(2, state="online")), frozenset(), 1), 0.0)
+    story.step(f.Died(102, 1002, 1, None), 1.0)
+    assert snapshot(story, 1.0).state == "running"
+
+
+def test_a_worker_before_its_first_second_is_not_older_than_nothing():
+    """An age is never below zero, even when the clock read before the fork was told is used."""
+    story = Story(workers=1)
+    story.run_up(5.0)
+    assert snapshot(story, 4.9).workers[0].uptime_s == 0.0

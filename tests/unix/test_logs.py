@@ -1,0 +1,158 @@
+"""The log on stderr and the lines on stdout, in processes whose streams are real files and pipes."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from ledger_support import in_child, reap, start
+
+from zcluster.unix.logs import LINE_MAX_BYTES, log_to_stderr, say
+
+LINE = re.compile(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\] (\w+) (.+) pid=(\d+): (.*)$", re.DOTALL)
+
+
+def logged(body, tmp_path, who="master", level="info"):
+    """What `body(logger)` wrote to stderr in a child of the test."""
+    path = tmp_path / "stderr"
+
+    def run():
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        log_to_stderr(who, level)
+        return body(logging.getLogger("zcluster.test")), os.getpid()
+
+    _, pid = in_child(run)
+    return path.read_text(), pid
+
+
+def test_a_line_says_when_who_and_what(tmp_path):
+    """Time, level, role, pid and message, one line per event."""
+    text, pid = logged(lambda log: log.warning("worker %d died", 7), tmp_path)
+    assert LINE.match(text).groups() == ("WARNING", "master", str(pid), "worker 7 died\n")
+    assert text.count("\n") == 1
+
+
+def test_levels_are_kept(tmp_path):
+    """Below the level nothing is written."""
+    text, _ = logged(lambda log: (log.info("quiet"), log.error("loud")), tmp_path, level="error")
+    assert "quiet" not in text
+    assert "loud" in text
+
+
+def test_a_long_line_is_cut_to_one_write(tmp_path):
+    """At most 4096 bytes, so that a pipe takes it whole; the cut is marked."""
+    text, _ = logged(lambda log: log.error("x" * 10_000), tmp_path)
+    assert len(text.encode()) == LINE_MAX_BYTES
+    assert text.endswith("x ...\n")
+
+
+def test_a_traceback_is_not_cut(tmp_path):
+    """Several lines are several lines; what the operator needs is at the end."""
+
+    def body(log):
+        try:
+            raise ValueError("y" * 10_000 + " the end")
+        except ValueError:
+            log.exception("it failed")
+
+    text, _ = logged(body, tmp_path)
+    assert text.rstrip().endswith("the end")
+
+
+def test_text_that_is_not_utf8_is_logged(tmp_path):
+    """File names come with lone surrogates: shown escaped, never an error."""
+    text, _ = logged(lambda log: log.error("cannot read %s", "caf\udce9"), tmp_path)
+    assert "caf\\udce9" in text
+
+
+def test_lines_of_several_processes_do_not_mix(tmp_path):
+    """Four processes write to one pipe at once: every line is whole."""
+    reader, writer = os.pipe()
+
+    def body(number):
+        os.dup2(writer, 2)
+        log_to_stderr(f"worker {number}", "info")
+        for count in range(200):
+            logging.getLogger("zcluster.test").info("%s %d", str(number) * 500, count)
+
+    pids = [start(body, number) for number in range(4)]
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        lines = pipe.read().decode().splitlines()
+    assert [reap(pid) for pid in pids] == [0] * 4
+    assert len(lines) == 800
+    for line in lines:
+        who, message = LINE.match(line)[2], LINE.match(line)[4]
+        number = who.removeprefix("worker ")
+        assert re.fullmatch(rf"{number}{{500}} \d+", message)
+
+
+def test_only_our_own_logger_is_configured(tmp_path):
+    """The app's logging is its own: nothing at the root, nothing of ours propagates to it, and twice is once."""
+
+    def body(log):
+        log_to_stderr("worker 2", "debug")
+        log.debug("ours")
+        logging.getLogger("shop").error("the app's")
+        return len(logging.getLogger("zcluster").handlers), logging.getLogger("zcluster").propagate
+
+    text, _ = logged(body, tmp_path)
+    assert [LINE.match(line)[2] for line in text.splitlines() if "ours" in line] == ["worker 2"]
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    """A log that nobody reads ends nobody: a closed pipe and a closed descriptor alike."""
+
+    def body(close):
+        reader, writer = os.pipe()
+        os.dup2(writer, 2)
+        os.close(reader)
+        if close:
+            os.close(2)
+        log_to_stderr("launcher", "info")
+        logging.getLogger("zcluster.test").error("into the void")
+        return "alive"
+
+    assert in_child(body, False) == in_child(body, True) == "alive"
+
+
+SAY = "from zcluster.unix.logs import say; say('zcluster: ready'); say('again')"
+
+
+def test_say_is_flushed_at_once():
+    """The line is there although the process has not ended."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SAY + "; input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "zcluster: ready\n"
+        process.communicate("\n", timeout=20)
+    assert process.returncode == 0
+
+
+def test_say_to_nobody_changes_no_exit_code():
+    """The reader of stdout has gone: no error, and no exit code 120 from the interpreter's last flush."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", SAY], stdout=writer, stderr=subprocess.PIPE, timeout=20)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("how", ["1>&-", "1>/dev/full"])
+def test_say_without_a_usable_stdout(how):
+    """Closed from the start, or on a full disk: not our failure."""
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {how}', sys.executable, SAY], stderr=subprocess.PIPE, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_say_to_a_closed_file_object(monkeypatch, tmp_path):
+    """Somebody in this process closed sys.stdout."""
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        say("heard")
+    say("not heard")
+    assert (tmp_path / "out").read_text() == "heard\n"
