@@ -41,6 +41,11 @@ def comments(source: str) -> dict[int, str]:
     return {t.start[0]: t.string.lstrip("# ").rstrip() for t in tokens if t.type == tokenize.COMMENT}
 
 
+def comment_of(field: ast.AnnAssign, said: dict[int, str]) -> str:
+    """The comment beside a field."""
+    return next((said[line] for line in range(field.lineno, (field.end_lineno or 0) + 1) if line in said), "")
+
+
 def fields_of(node: ast.ClassDef) -> Iterator[ast.AnnAssign]:
     """The declared fields of a class."""
     yield from (statement for statement in node.body if isinstance(statement, ast.AnnAssign))
@@ -56,13 +61,13 @@ def classes(module: ModuleType) -> tuple[dict[int, str], list[ast.ClassDef]]:
 def reasons() -> dict[str, str]:
     """Why the default of each option is what it is: the comment that stands above it or at its end."""
     said, nodes = classes(config)
+    lines = inspect.getsource(config).splitlines()
     found = {}
     for field in fields_of(next(node for node in nodes if node.name == "Config")):
-        first = field.lineno
-        while first - 1 in said and field.lineno > 1:
-            first -= 1
-        text = " ".join(said[line] for line in range(first, field.lineno)) or said.get(field.end_lineno or 0, "")
-        found[ast.unparse(field.target)] = text
+        above: list[str] = []
+        while lines[field.lineno - 2 - len(above)].lstrip().startswith("#"):
+            above.insert(0, said[field.lineno - 1 - len(above)])
+        found[ast.unparse(field.target)] = " ".join(above) or said.get(field.end_lineno or 0, "")
     return found
 
 
@@ -94,7 +99,7 @@ def options_part() -> str:
     rows = []
     for option in config.options():
         names = [f"`{flag}`" for flag in option.flags] or [f"`{option.metavar}`"]
-        meaning = option.help + (f"<br>*Default: {why[option.field]}.*" if why[option.field] else "")
+        meaning = option.help + (f"<br>*On the default: {why[option.field]}.*" if why[option.field] else "")
         env = f"`{option.env}`" if option.env else ""
         row = ["<br>".join(names), f"`{option.field}`", env, shown_default(option), shown_limits(option), meaning]
         rows.append(row)
@@ -126,7 +131,7 @@ def limits_part() -> str:
         name = ast.unparse(field.target)
         if name not in settable:
             default: Any = defaults[name]
-            rows.append([f"`{name}`", f"{default:,}", said.get(field.end_lineno or 0, "")])
+            rows.append([f"`{name}`", f"{default:,}", comment_of(field, said)])
     return table(["Bound", "Value", "What for, and why this much"], rows)
 
 
@@ -136,7 +141,8 @@ def messages_part(wanted: Callable[[str], bool]) -> str:
     said, nodes = classes(messages)
     headings = {line: text.strip(" -") for line, text in said.items() if text.endswith("----")}
     headings |= {line: "" for line, text in said.items() if not text.strip("- ")}
-    text, rows, shown = "", [], ""
+    text, shown = "", ""
+    rows: list[list[str]] = []
     for node in nodes:
         line = max((at for at in headings if at < node.lineno), default=0)
         heading = headings.get(line, "common to several messages")
@@ -146,7 +152,7 @@ def messages_part(wanted: Callable[[str], bool]) -> str:
             text, rows, shown = text + finish(shown, rows), [], heading
         parts = [
             f"`{ast.unparse(f.target)}`: {ast.unparse(f.annotation).strip(chr(39))}"
-            + (f" ({said[f.end_lineno or 0]})" if f.end_lineno in said else "")
+            + (f" ({comment_of(f, said)})" if comment_of(f, said) else "")
             for f in fields_of(node)
         ]
         rows.append([f"`{node.name}`", " ".join((ast.get_docstring(node) or "").split()), "<br>".join(parts)])
@@ -199,7 +205,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when a page is not current")
     check = parser.parse_args().check
-    used, stale = set(), []
+    used: set[str] = set()
+    stale = []
     for path in sorted((ROOT / "docs").glob("*.md")):
         before = path.read_text(encoding="utf-8")
         used.update(found[1] for found in PART.finditer(before))

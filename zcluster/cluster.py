@@ -26,7 +26,7 @@ from zcluster.core.messages import Snapshot
 from zcluster.errors import ClusterError, ConfigError, SpawnError
 from zcluster.follower import Follower
 from zcluster.launched import KILL_TIMEOUT_S, Launched
-from zcluster.roster import STAGES, Roster, Worker, ps_form
+from zcluster.roster import STAGES, Happening, Roster, Worker, ps_form
 
 EVENTS: Final = ("setup", *STAGES, "message", "error", "reload")
 ANSWER_TIMEOUT_S: Final = 5.0  # a master that lives answers in milliseconds
@@ -309,17 +309,27 @@ class Cluster:
         assert self._launched is not None
         _count_handles(+1)
         self._callbacks = Callbacks("zcluster-callbacks")
-        self._follower = Follower(run_dir, self._launched.fd, heartbeat_s, self._on_batch, self._tell)
+        self._follower = Follower(run_dir, self._launched.fd, heartbeat_s, self._on_batch, self._on_end)
 
     def _on_batch(self, batch: Sequence[object]) -> None:
         with self._news:
-            for happening in self._roster.take(batch):
-                kind, worker = happening.kind, happening.worker
-                self._happened[kind] = (self._happened.get(kind, (0, None))[0] + 1, worker)
-                for fn in self._functions.get(kind, ()):
-                    if self._callbacks is not None:
-                        self._callbacks.put(fn, self if kind == "setup" else worker)
+            self._spread(self._roster.take(batch))
+
+    def _on_end(self) -> None:
+        """The follower follows no more: because the cluster has ended, or because it was told to."""
+        with self._news:
+            if self._launched is not None and self._launched.wait(0) is not None:
+                self._spread(self._roster.end())
             self._tell()
+
+    def _spread(self, happened: Sequence[Happening]) -> None:
+        for happening in happened:
+            kind, worker = happening.kind, happening.worker
+            self._happened[kind] = (self._happened.get(kind, (0, None))[0] + 1, worker)
+            for fn in self._functions.get(kind, ()):
+                if self._callbacks is not None:
+                    self._callbacks.put(fn, self if kind == "setup" else worker)
+        self._tell()
 
     def _tell(self) -> None:
         """Wake those who wait for news."""

@@ -209,7 +209,7 @@ def options() -> Iterator[Option]:
         )
 
 
-def make_config(**values: Any) -> Config:  # noqa: ANN401 - types are what this function checks
+def make_config(**values: Any) -> Config:
     """Return the checked configuration for these options, named as the fields of `Config`.
 
     A single string is accepted for `bind`, and "auto" for `workers`. Raises `ConfigError` naming the option.

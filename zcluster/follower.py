@@ -112,17 +112,18 @@ class Follower:
             self._on_end()
 
     def _follow(self, link: Link) -> None:
-        while not self._closing:
+        ended = False
+        while not (ended or self._closing):
             delivered, ready = link.poll(POLL_S)
             self._take(delivered)
             if self._bell in ready:
                 os.eventfd_read(self._bell)
                 self._carry_out(link)
-            if self._launcher_fd in ready:
-                link.unregister(self._launcher_fd)
-                while delivered := link.poll(LAST_WORDS_S)[0]:
-                    self._take(delivered)
-                return
+            ended = self._launcher_fd in ready
+        if ended or self._launcher_fd in link.poll(0)[1]:
+            link.unregister(self._launcher_fd)
+            while delivered := link.poll(LAST_WORDS_S)[0]:
+                self._take(delivered)
 
     def _take(self, delivered: Sequence[object]) -> None:
         for message in delivered:

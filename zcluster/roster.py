@@ -193,11 +193,20 @@ class Roster:
         """Let those exit that were known before this snapshot and are not in it; adopt those it adds."""
         happened = self._adopt(snapshot)
         there = {info.id for info in snapshot.workers}
-        for gone in sorted(before - there):
-            worker = self.workers.get(gone)
-            if worker is not None:
-                info = msgspec.structs.replace(worker._info, state="dead", reason="its exit was missed")
-                happened += self._reach(info, STAGES["exit"])
+        return happened + self._lose(sorted(before - there))
+
+    def end(self) -> list[Happening]:
+        """The cluster has ended: whoever's exit was not heard of is gone, too."""
+        return self._lose(sorted(self.workers))
+
+    def _lose(self, ids: Sequence[int]) -> list[Happening]:
+        happened = []
+        for worker in [self.workers[id_] for id_ in ids if id_ in self.workers]:
+            voluntary = worker.has_reached("disconnect")
+            info = msgspec.structs.replace(
+                worker._info, state="dead", reason="its exit was missed", exited_after_disconnect=voluntary
+            )
+            happened += self._reach(info, STAGES["exit"])
         return happened
 
     def _reach(self, info: WorkerInfo, stage: int, text: str = "") -> list[Happening]:

@@ -150,7 +150,8 @@ class Running:
     # ---- what is left ----------------------------------------------------------------------------------------------
     def files(self) -> list[str]:
         """Everything there is in the run directory's base, of this cluster and of others there."""
-        return sorted(str(entry.relative_to(self.base)) for entry in self.base.rglob("*"))
+        found = [os.path.join(path, name) for path, folders, names in os.walk(self.base) for name in folders + names]
+        return sorted(os.path.relpath(path, self.base) for path in found)
 
     def processes(self) -> list[int]:
         """Every living process of this cluster, by the mark in its environment."""

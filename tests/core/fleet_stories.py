@@ -111,7 +111,8 @@ class Story:
     def _started(self, given: dict[str, str]) -> f.Started:
         foreign = frozenset(map(int, filter(None, given.get("foreign", "").split(","))))
         zygote = int(given["zygote"]) if "zygote" in given else None
-        return f.Started(self._infos(given.get("adopted", "")), foreign, zygote)
+        adopted, departed = (self._infos(given.get(name, "")) for name in ("adopted", "departed"))
+        return f.Started(adopted, foreign, zygote, departed)
 
     def _ages(self, plain: list[str]) -> dict[int, f.LaneAges]:
         """`tick`: all ticks are fresh; `tick 1:20/0.1 2:none 3:0/40/app`: worker 1's bus tick is 20 s old, ..."""

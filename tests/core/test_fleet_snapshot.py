@@ -2,6 +2,7 @@
 
 from fleet_stories import Story, worker
 
+from zcluster.config import Config
 from zcluster.core import fleet_events as f
 from zcluster.core.messages import Beat, Event
 from zcluster.core.snapshot import fleet_snapshot
@@ -10,7 +11,8 @@ from zcluster.core.snapshot import fleet_snapshot
 def snapshot(story, now):
     return fleet_snapshot(
         story.fleet, now, name="demo", urls=("http://127.0.0.1:80",), launcher_pid=10, master_pid=11, zygote_pid=12,
-        counters={"requests": 7}, heads={"totals": 3}, dropped={"ctl:stranger": 1}, recent=(Event(1, 1, "fork"),),
+        counters={"requests": 7}, heads={"totals": 3}, dropped={"ctl:stranger": 1}, received={"ctl": 9},
+        recent=(Event(1, 1, "fork"),),
     )  # fmt: skip
 
 
@@ -24,6 +26,7 @@ def test_a_snapshot_says_everything():
     assert (shot.name, shot.urls, shot.epoch, shot.generation) == ("demo", ("http://127.0.0.1:80",), 1, 1)
     assert (shot.launcher_pid, shot.master_pid, shot.zygote_pid) == (10, 11, 12)
     assert (shot.counters, shot.heads, shot.dropped) == ({"requests": 7}, {"totals": 3}, {"ctl:stranger": 1})
+    assert shot.received == {"ctl": 9}
     assert [event.kind for event in shot.recent] == ["fork"]
     first, second = shot.workers
     assert (first.id, first.slot, first.pid, first.start, first.state) == (1, 0, 101, 1001, "ready")
@@ -65,3 +68,11 @@ def test_a_worker_before_its_first_second_is_not_older_than_nothing():
     story = Story(workers=1)
     story.run_up(5.0)
     assert snapshot(story, 4.9).workers[0].uptime_s == 0.0
+
+
+def test_the_settings_come_from_the_options():
+    """Every option the fleet knows by name is taken over; what is no option keeps its default."""
+    config = Config("app:app", workers=5, hang_timeout_s=7.0, restart_limit=3)
+    settings = f.FleetSettings.of(config)
+    assert (settings.workers, settings.hang_timeout_s, settings.restart_limit) == (5, 7.0, 3)
+    assert settings.crash_loop_limit == f.FleetSettings(workers=5).crash_loop_limit

@@ -5,6 +5,7 @@ from fleet_stories import Story
 
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet import Fleet
+from zcluster.core.fleet_roster import DEATHS_MAX
 from zcluster.core.fleet_worker import (
     DEAD,
     STATES,
@@ -122,7 +123,7 @@ def test_every_state_is_reached_and_left():
 
 
 def test_every_state_of_the_zygote_ends():
-    """Death leads from each state with a process to `absent`, from where the next is asked for; `ready` is reached."""
+    """Death leads from each state with a process to `absent`, where the next is asked for; `ready` is reached."""
     states = {state for state, _ in ZYGOTE_TRANSITIONS}
     assert {state for state, trigger in ZYGOTE_TRANSITIONS if trigger == "died"} == states - {ABSENT}
     assert all(to == ABSENT for (_, trigger), to in ZYGOTE_TRANSITIONS.items() if trigger == "died")
@@ -134,7 +135,7 @@ def test_records_of_the_ledger_are_read_with_care():
     """A judgement of the master before is not taken over; an unknown state is the least that can be."""
     states = ("none", "asked", "forked", "online", "ready", "suspect", "hung", "draining", "dead", "?")
     assert [adopted_state(state) for state in states] == (
-        ["forked"] * 3 + ["online"] + ["ready"] * 3 + ["draining"] + ["forked"] * 2
+        ["forked"] * 3 + ["online"] + ["ready"] * 3 + ["draining"] * 2 + ["forked"]
     )
 
 
@@ -177,3 +178,14 @@ def test_next_deadline_when_somebody_cannot_be_killed():
     story.step(f.Ticked(), 103.0)
     assert story.fleet.next_deadline(103.0) == pytest.approx(1.0)
     assert story.step(f.Ticked(), 104.0)[-1] == f.Finish(70, "the launcher is gone")
+
+
+def test_only_the_last_deaths_are_remembered():
+    """Strangers die without end; what is kept for births not told yet is bounded, and drops the oldest."""
+    story = Story(workers=1)
+    for pid in range(5000, 5000 + DEATHS_MAX + 10):
+        story.step(f.Died(pid, 1, 0, None), 0.0)
+    deaths = story.fleet.roster.deaths
+    assert len(deaths) == DEATHS_MAX
+    assert (5009, 1) not in deaths
+    assert (5010, 1) in deaths

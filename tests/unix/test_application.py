@@ -10,7 +10,7 @@ from zcluster.core.messages import ImportFailed
 from zcluster.errors import AppError
 from zcluster.unix.application import TRACEBACK_MAX_CHARS, load
 
-SHOP = '''
+SHOP = """
 import types
 
 def app(environ, start_response):
@@ -42,7 +42,7 @@ class Lazy:
         raise RuntimeError("the database is down")
 
 lazy = Lazy()
-'''
+"""
 
 
 @pytest.fixture

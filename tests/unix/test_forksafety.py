@@ -75,7 +75,7 @@ def test_a_thread_of_a_library_in_c_is_named():
 
 
 def test_a_thread_that_has_been_joined_is_no_hazard():
-    """The kernel lists a thread for a moment after join(): an app that used a pool at import can still be preloaded."""
+    """The kernel lists a thread for a moment after join(); an app that used a pool at import is still preloaded."""
 
     def body(known):
         for _ in range(ROUNDS):

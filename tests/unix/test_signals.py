@@ -115,7 +115,11 @@ def test_programs_of_the_app_get_the_defaults():
         code = "import signal; print([int(signal.getsignal(n) == signal.SIG_IGN) for n in map(int, input().split())])"
         numbers = [int(number) for number in BLOCKED]
         return subprocess.run(
-            [sys.executable, "-c", code], input=" ".join(map(str, numbers)), capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            input=" ".join(map(str, numbers)),
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
 
     assert in_child(body).strip() == str([0] * len(BLOCKED))

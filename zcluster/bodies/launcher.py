@@ -262,6 +262,7 @@ class Launcher:
                 self._ask_to_stop(message, now)
             case m.Running(workers=workers):
                 if self.announce and self.master is not None:
+                    self.announce = False  # once in a cluster's life; every master says it
                     say(f"zcluster: ready on {self.site.urls[0]} ({workers} workers, master {self.master.pid})")
             case m.Failed(text=text):
                 self.failure = text

@@ -14,6 +14,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from random import random
 from typing import assert_never
 
 import msgspec
@@ -76,7 +77,7 @@ class Master:
         self.ledger.epoch += 1  # before the sockets are bound: who hears us knows that the old one is gone
         self.ledger.master_pid, self.ledger.master_start = os.getpid(), process.start_time(os.getpid())
         self.hub = Hub(boot.run_dir, self.ledger.epoch)
-        self.fleet = Fleet(_settings(config), self.ledger.epoch, max(1, self.ledger.next_worker_id), _jitter)
+        self.fleet = Fleet(f.FleetSettings.of(config), self.ledger.epoch, max(1, self.ledger.next_worker_id), random)
         self.peers = Peers()
         self.zygotes: dict[int, tuple[tuple[int, int], Channel]] = {}  # generation -> (pid, start), control socket
         self.services: dict[str, int] = {}  # kind -> pid
@@ -125,10 +126,7 @@ class Master:
             self._launcher_gone()
         for generation, (_pid, channel) in list(self.zygotes.items()):
             if channel.fileno() in ready:
-                for message, _fds in channel.receive():
-                    self._on_zygote(generation, message)
-                if channel.closed:
-                    self._drop_zygote(generation)
+                self._hear_zygote(generation, channel)
         self.channel.flush()
 
     def _launcher_gone(self) -> None:
@@ -165,20 +163,21 @@ class Master:
 
     def _proceed(self) -> None:
         """All that stood before this master has been told: look at the lanes and begin."""
-        adopted, foreign = lanes.holders(self.ledger, self.locks)
+        found = lanes.holders(self.ledger, self.locks)
         self.proceeding = True
         generation = max(self.zygotes, default=None)
-        if adopted or generation is not None:
-            log.info("epoch %d: adopting %d workers of the master before", self.ledger.epoch, len(adopted))
-        self._step(f.Started(adopted, foreign, generation))
+        if found.living or generation is not None:
+            log.info("epoch %d: adopting %d workers of the master before", self.ledger.epoch, len(found.living))
+        self._step(f.Started(found.living, found.foreign, generation, found.departed))
         for _pid, channel in self.zygotes.values():
             channel.send(m.Sync(self.ledger.epoch))
         if self.config.state and "checkpoint" not in self.services:
             self.channel.send(m.StartService("checkpoint"))
 
     def _on_death(self, death: m.Died) -> None:
-        for generation, (zygote, _channel) in list(self.zygotes.items()):
+        for generation, (zygote, channel) in list(self.zygotes.items()):
             if zygote == (death.pid, death.start):
+                self._hear_zygote(generation, channel)  # its last words: why it could not import
                 self._drop_zygote(generation)
                 self._step(f.ZygoteDied(generation, death.code, death.signal))
                 return
@@ -204,9 +203,19 @@ class Master:
             self._step(f.ZygoteUp(generation))
 
     def _drop_zygote(self, generation: int) -> None:
-        _pid, channel = self.zygotes.pop(generation)
-        self.hub.unregister(channel.fileno())
-        channel.close()
+        self._hang_up(self.zygotes.pop(generation)[1])
+
+    def _hang_up(self, channel: Channel) -> None:
+        if channel.fileno() >= 0:
+            self.hub.unregister(channel.fileno())
+            channel.close()
+
+    def _hear_zygote(self, generation: int, channel: Channel) -> None:
+        """Take what it has sent. At the end of file it is kept: that it died, and how, is the launcher's to tell."""
+        for message, _fds in channel.receive():
+            self._on_zygote(generation, message)
+        if channel.closed:
+            self._hang_up(channel)
 
     def _on_zygote(self, generation: int, message: m.Control) -> None:
         match message:
@@ -252,10 +261,12 @@ class Master:
         if self.peers.find(link, hello.pid) is None:
             self.peers.add(link, hello.pid)
             if worker is not None:
-                self._step(f.Hello(worker, link))
+                commands = self.fleet.step(f.Hello(worker, link), time.monotonic())
                 admitted = self.fleet.by_process(worker.pid, worker.start)
                 if admitted is not None and admitted.id == worker.id:
-                    self.peers.bind(link, worker.id)
+                    self.peers.bind(link, worker.id)  # before a Drain is sent to it
+                for command in commands:
+                    self._perform(command)
         self.hub.welcome(link, self._welcome())
 
     def _on_worker(self, id_: int, message: m.Message) -> None:
@@ -388,14 +399,3 @@ class Master:
             return (Path(self.boot.run_dir) / name).read_text(encoding="utf-8", errors="replace")[-65536:]
         except FileNotFoundError:
             return ""
-
-
-def _settings(config: Config) -> f.FleetSettings:
-    """The options that the fleet decides by: those of its settings that are options, under the same names."""
-    names = set(f.FleetSettings.__struct_fields__) & set(Config.__struct_fields__)
-    return f.FleetSettings(**{name: getattr(config, name) for name in names})
-
-
-def _jitter() -> float:
-    """A number from 0 to 1 for the fleet's pauses."""
-    return int.from_bytes(os.urandom(4), "big") / 2**32

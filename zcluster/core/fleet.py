@@ -216,6 +216,7 @@ class Fleet(Acts):
                 self.take_in(info, adopted_state(info.state), now)
         generation = event.zygote_generation or max((worker.generation for worker in self.roster), default=1)
         self.zygote.start(generation, event.zygote_generation is not None, now)
+        self.recall(event.departed, now)
         self.drain_surplus(now)
         if self.stopping is not None:
             for worker in self.roster:
@@ -357,6 +358,8 @@ class Fleet(Acts):
         self.roster.died(pid, start, code, signal)
         if worker is not None:
             self.bury(worker, code, signal, now)
+        else:
+            self.bury_departed((pid, start), now)
 
     # ---- time ------------------------------------------------------------------------------------------------------
     def _ticked(self, ledger: Mapping[int, f.LaneAges], now: float) -> None:

@@ -22,6 +22,7 @@ from zcluster.core.fleet_worker import (
     READY,
     SERVING,
     Worker,
+    adopted_state,
     deadline_after,
 )  # fmt: skip
 from zcluster.core.fleet_zygote import READY as ZYGOTE_READY
@@ -283,6 +284,21 @@ class Acts:
         level = "info" if death.account is Account.LEFT else "warning"
         self.say(level, f"Worker {worker.pid} died. {death.text}; {what}")
 
+    def recall(self, departed: tuple[WorkerInfo, ...], now: float) -> None:
+        """Take note of the last owners of lanes that nobody holds, and bury those whose death was kept for us."""
+        for info in departed:
+            slot = self.slot(info.slot)
+            slot.forks = max(slot.forks, info.restarts + 1)
+            self.roster.departed[info.pid, info.start] = info
+            if (info.pid, info.start) in self.roster.deaths:
+                self.bury_departed((info.pid, info.start), now)
+
+    def bury_departed(self, process: tuple[int, int], now: float) -> None:
+        """A death that no master was there to hear: the ledger still says who it was."""
+        info = self.roster.departed.pop(process, None)
+        if info is not None:
+            self.bury(self.take_in(info, adopted_state(info.state), now), *self.roster.deaths[process], now)
+
     def _consequence(self, worker: Worker, death: Death, now: float) -> str:
         """Put the death on its slot's account; returns what is done about it."""
         slot = self.slot(worker.slot)
@@ -326,6 +342,8 @@ class Acts:
         """The machine has no process for it."""
         self.lose(worker, now)
         del self.roster.doubtful[worker.lane]  # there is no fork
+        if self.stopping is not None:
+            return
         slot = self.slot(worker.slot)
         wait_s = slot.failed(now)
         self.say("error", f"no worker for slot {slot.index}: {text}; next attempt in {wait_s:.1f} s")

@@ -5,9 +5,11 @@ state of its own to perform it. Both are frozen; none carries a clock reading (`
 """
 
 from collections.abc import Mapping
+from typing import Self
 
 from msgspec import Struct
 
+from zcluster.config import Config
 from zcluster.core.messages import Beat, WorkerInfo
 
 BOOT_FAILED_CODE = 3  # a worker that cannot load the application ends with it (errors.AppError)
@@ -33,6 +35,12 @@ class FleetSettings(Struct, frozen=True, kw_only=True):
     crash_loop_window_s: float = 60.0
     healthy_after_s: float = 60.0  # this long READY, and the slot's crashes are forgotten
 
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The options that are the fleet's business; the rest keeps its defaults."""
+        shared = set(cls.__struct_fields__).intersection(Config.__struct_fields__)
+        return cls(**{name: getattr(config, name) for name in shared})
+
 
 class LaneAges(Struct, frozen=True):
     """How old the two ticks are that a worker writes into its ledger lane by itself."""
@@ -49,6 +57,7 @@ class Started(Struct, frozen=True):
     adopted: tuple[WorkerInfo, ...] = ()
     foreign_lanes: frozenset[int] = frozenset()  # locked by a process that is no worker of ours: never handed out
     zygote_generation: int | None = None  # of the surviving zygote, None: there is none, ask for one
+    departed: tuple[WorkerInfo, ...] = ()  # last owners of lanes nobody holds: they may have died between two masters
 
 
 class ZygoteUp(Struct, frozen=True):

@@ -26,6 +26,7 @@ class Roster:
         self.foreign: set[int] = set()  # lanes locked by a process that is no worker of ours
         self.doubtful: dict[int, float] = {}  # lanes of forks given up, which may yet turn out to exist -> until
         self.deaths: dict[tuple[int, int], tuple[int | None, int | None]] = {}
+        self.departed: dict[tuple[int, int], WorkerInfo] = {}  # dead before this master began, perhaps untold
 
     def __iter__(self) -> Iterator[Worker]:
         """Over a copy: whoever iterates may remove."""

@@ -175,6 +175,8 @@ def adopted_state(recorded: str) -> str:
     """The state a new master believes a worker in, from what its record says; Hello and Ready correct it."""
     if recorded in (SUSPECT, HUNG):
         return READY  # that was the judgement of a master that is gone; ours starts afresh
+    if recorded == DEAD:
+        return DRAINING  # it had said its last words as it should
     return recorded if recorded in (FORKED, ONLINE, READY, DRAINING) else FORKED
 
 

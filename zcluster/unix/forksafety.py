@@ -33,7 +33,7 @@ def _threads() -> list[str]:
             continue
         try:
             name = python.get(int(entry)) or Path(f"/proc/self/task/{entry}/comm").read_text().strip()
-        except FileNotFoundError:  # it ended while we looked
+        except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
             continue
         found.append(f"thread {name!r}")
     return found
@@ -50,7 +50,7 @@ def _connections(known_fds: frozenset[int]) -> list[str]:
         except OSError:  # not connected (listening, unbound), or closed by now
             continue
         if peer:  # an unnamed peer is a socketpair within the program: an event loop's self-pipe
-            found.append(f"connection to {peer[0]}:{peer[1]}" if isinstance(peer, tuple) else f"connection to {peer}")
+            found.append(f"connection to {_name(peer)}")
     return found
 
 
@@ -64,3 +64,11 @@ def _peer(fd: int) -> object:
         raise
     with sock:
         return sock.getpeername()
+
+
+def _name(peer: object) -> str:
+    if isinstance(peer, tuple):
+        return f"{peer[0]}:{peer[1]}"
+    if isinstance(peer, bytes):  # the abstract namespace of unix(7), as ss(8) shows it
+        return peer.replace(b"\0", b"@").decode(errors="replace")
+    return str(peer)

@@ -5,7 +5,9 @@ Invariant: a lane's owner is who holds its lock; the words in the lane only add 
 
 import time
 from collections.abc import Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from msgspec.structs import replace
 
 from zcluster.core.fleet_events import LaneAges
 from zcluster.core.ledger import Ledger
@@ -21,16 +23,31 @@ class Owner(Protocol):
     pid: int
 
 
-def holders(ledger: Ledger, locks: LockFile) -> tuple[tuple[WorkerInfo, ...], frozenset[int]]:
-    """The workers that hold lanes, and the lanes held by a process that has not written its name there."""
-    adopted, foreign = [], set()
-    for lane, pid in sorted(locks.owners(0, ledger.used_lanes).items()):
-        info = ledger.lane(lane).info()
-        if info is not None and info.pid == pid:
-            adopted.append(info)
-        else:
+class Holders(NamedTuple):
+    """Who has lanes."""
+
+    living: tuple[WorkerInfo, ...]  # workers that hold a lane's lock
+    foreign: frozenset[int]  # lanes held by a process that has not written its name there
+    departed: tuple[WorkerInfo, ...]  # the last workers of lanes that nobody holds
+
+
+def holders(ledger: Ledger, locks: LockFile) -> Holders:
+    """Look at the lanes that were ever used."""
+    living, foreign, departed = [], set(), []
+    # Locks first: an owner that ends while we look is then taken for living, and its death is yet to be told.
+    owners = locks.owners(0, ledger.used_lanes)
+    for lane in range(ledger.used_lanes):
+        view = ledger.lane(lane)
+        info, pid = view.info(), owners.get(lane)
+        if info is not None:
+            info = replace(info, uptime_s=max(0, time.monotonic_ns() - view.born_ns) / 1e9)
+        if pid is None and info is not None:
+            departed.append(info)
+        elif info is not None and info.pid == pid:
+            living.append(info)
+        elif pid is not None:
             foreign.add(lane)
-    return tuple(adopted), frozenset(foreign)
+    return Holders(tuple(living), frozenset(foreign), tuple(departed))
 
 
 def ages(ledger: Ledger, workers: Iterable[Owner]) -> dict[int, LaneAges]:

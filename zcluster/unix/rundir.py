@@ -158,7 +158,7 @@ def _instance(name: str, folder: Path, lock: LockFile) -> RunDir:
 
 
 def _check_base(base: Path) -> None:
-    if not base.is_dir() or not os.access(base, os.W_OK | os.X_OK):
+    if not os.access(base, os.W_OK | os.X_OK) or not base.is_dir():  # in this order: is_dir() raises without access
         raise SpawnError(f"{base} is not a writable directory; give one on a tmpfs with --run-dir DIR")
     require_tmpfs(base)
 

@@ -58,8 +58,9 @@ class Site:
         """Give everything back; the files go, but the ledger if it holds what no checkpoint does."""
         for listener in self.listeners:
             listener.close()
-        # Without a state directory nothing outlives a cluster, whatever the caller has seen.
-        keep_ledger = self.state is not None and (keep_ledger or not self.state.covers(self.ledger.ledger))
+        # Without a state directory nothing outlives a cluster, whatever the caller has seen; nor do zeros.
+        has_counted = self.state is not None and any(self.ledger.ledger.totals().values())
+        keep_ledger = has_counted and (keep_ledger or not self.state.covers(self.ledger.ledger))
         if keep_ledger:
             log.error("the last checkpoint is not complete; the counters stay in %s for the next start", self.path)
         if self.state is not None:
