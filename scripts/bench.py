@@ -60,13 +60,20 @@ class Server:
         from zcluster import Cluster
         from zcluster.core.messages import Snapshot
 
-        with Cluster.attach(run_dir=str(self.base)) as cluster:  # `snapshot()` has what `ps` shows: traffic is not in it
+        with Cluster.attach(
+            run_dir=str(self.base)
+        ) as cluster:  # `snapshot()` has what `ps` shows: traffic is not in it
             state = msgspec.msgpack.decode(cluster._ask("snapshot", None, 5.0), type=Snapshot)
         return {"received": sum(state.received.values()), "published": sum(state.heads.values())}
 
     def cpu_s(self) -> float:
         state = self.ps()
-        pids = [state["launcher_pid"], state["master_pid"], state["zygote_pid"], *(w["pid"] for w in state["workers"])]
+        pids = [
+            state["launcher_pid"],
+            state["master_pid"],
+            state["zygote_pid"],
+            *(w["pid"] for w in state["workers"]),
+        ]
         return sum(cpu_s(pid) for pid in pids)
 
     def get(self, path: str, connection: http.client.HTTPConnection | None = None) -> str:
@@ -214,7 +221,7 @@ def bench_cpu(rounds: int, seconds: float) -> list[tuple[str, str]]:
     figures: dict[str, list[float]] = {"hello": [], "counter": []}
     rates: dict[str, list[float]] = {"hello": [], "counter": []}
     with server("app:app", ROOT / "examples/hello") as hello, server("app:app", ROOT / "examples/counter") as counter:
-        for name, running in (("hello", hello), ("counter", counter)):
+        for running in (hello, counter):
             load(running.port, 1)
         for _ in range(rounds):
             for name, running in (("hello", hello), ("counter", counter)):
@@ -236,9 +243,29 @@ def main() -> int:
     quick = parser.parse_args().quick
     rounds = 3 if quick else 5
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    by = "wrk -t1 -c64" if shutil.which("wrk") else "Python clients (install wrk for a real load)"
+    print(f"{os.cpu_count()} cores, {model[1] if model else platform.machine()}, Linux {platform.release()}")
+    print(f"Python {platform.python_version()}, load by {by}")
+    loop_ns = min(timeit.repeat("pass", number=1_000_000, repeat=3)) * 1e3
+    print(f"timeit of 'pass': {loop_ns:.1f} ns (how fast is this core)")
+    rows = [
+        (f"CPU per request, {name}", f"{statistics.median(figures[name]) * 1e6:.1f} us"
+         f" ({statistics.median(rates[name]):,.0f} requests/s)") for name in figures
+    ]  # fmt: skip
+    return [*rows, ("counter / hello, CPU per request", f"{statistics.median(ratios):.3f}")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
+    quick = parser.parse_args().quick
+    rounds = 3 if quick else 5
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     print(f"{os.cpu_count()} cores, {model[1] if model else platform.machine()}, Linux {platform.release()}, "
           f"Python {platform.python_version()}, load by {'wrk -t1 -c64' if shutil.which('wrk') else 'Python clients'}")  # fmt: skip
-    print(f"loop of timeit: {min(timeit.repeat('pass', number=1_000_000, repeat=3)) * 1e3:.1f} ns (how fast is this core)")
+    print(
+        f"loop of timeit: {min(timeit.repeat('pass', number=1_000_000, repeat=3)) * 1e3:.1f} ns (how fast is this core)"
+    )
     rows = [
         ("cold start, 2 workers", lambda: bench_start(rounds)),
         ("SIGKILL -> replacement answers", lambda: bench_kill(5 if quick else 10)),

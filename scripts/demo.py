@@ -112,7 +112,7 @@ def run(server: "subprocess.Popen[bytes]", name: str, options: argparse.Namespac
         theirs.close()
         clients.append(process)
         pipes.append(ours)
-    counts = {pipe: (0, 0, 0) for pipe in pipes}
+    counts = dict.fromkeys(pipes, (0, 0, 0))
     killed: list[int] = []
     shown = 0.0
     open_pipes = set(pipes)
@@ -141,7 +141,9 @@ def run(server: "subprocess.Popen[bytes]", name: str, options: argparse.Namespac
     return report(name, workers, killed, responses, refused, broken, options.seconds)
 
 
-def report(name: str, workers: int, killed: list[int], responses: int, refused: int, broken: int, seconds: float) -> int:
+def report(
+    name: str, workers: int, killed: list[int], responses: int, refused: int, broken: int, seconds: float
+) -> int:
     """The table and the verdict."""
     deadline = time.monotonic() + 10
     while True:

@@ -32,7 +32,9 @@ def crash(path):
 def left_over(deaf, own_session):
     """Start a process that outlives us; returns its pid once its handlers stand."""
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, "deaf" if deaf else "hears"], stdout=subprocess.PIPE, start_new_session=own_session
+        [sys.executable, "-c", CHILD, "deaf" if deaf else "hears"],
+        stdout=subprocess.PIPE,
+        start_new_session=own_session,
     )
     child.stdout.readline()
     return child.pid

@@ -131,6 +131,9 @@ def whole(cluster, workers, without=(), timeout_s=PATIENCE_S):
         if any(len(group) != 1 for group in (seen.masters, seen.zygotes)) or seen.others:
             last["why"] = f"processes: {seen}"
             return None
+        if sorted(ready(cluster)) != list(range(workers)):  # costs nothing; `ps` is a process
+            last["why"] = f"ready are {ready(cluster)} of {seen}"
+            return None
         ps = cluster.ps()
         there = ps["workers"]
         agreed = (
@@ -159,11 +162,8 @@ def by_slot(ps):
 
 
 def start_again(cluster, app, *options, **more):
-    """The next start in the same run directory, told apart from the one before by a mark of its own."""
-    mark = f"{cluster.base}+{time.monotonic_ns()}"
-    again = Running(app, *options, base=cluster.base, env={"ZCT_MARK": mark, **more.pop("env", {})}, wait=False, **more)
-    again.mark = f"ZCT_MARK={mark}"
-    return again
+    """The next start in the same run directory; the caller closes it."""
+    return Running(app, *options, base=cluster.base, wait=False, **more)
 
 
 def address_of(cluster):

@@ -3,6 +3,7 @@
 import os
 import random
 import resource
+import signal
 import socket
 import struct
 import subprocess
@@ -100,8 +101,9 @@ def garbage(count, seed):
     fixed = [
         b"", b"\0", b"\1", b"\xff", b"\x02" + whole[1:], b"GET / HTTP/1.1\r\n\r\n", whole[:-1], whole + b"\0",
         b"\x01" + b"\x91" * 60_000 + b"\xc0", b"\x01" + b"\x81" * 60_000, b"\x01\xdd\xff\xff\xff\xff",
-        b"\x01\xdf\xff\xff\xff\xff", b"\x01\xc6\xff\xff\xff\xffx", b"\x01\x92\xa5hello\xc4\x01", b"\x01\x91\xa3\xff\xfe\xfd",
-        b"\x01\x91\xa4nope", b"\x01\x90", b"\x01\xc0", encode(m.Answer(1)), encode(m.Drain(0.0, True)),
+        b"\x01\xdf\xff\xff\xff\xff", b"\x01\xc6\xff\xff\xff\xffx", b"\x01\x92\xa5hello\xc4\x01",
+        b"\x01\x91\xa3\xff\xfe\xfd", b"\x01\x91\xa4nope", b"\x01\x90", b"\x01\xc0",
+        encode(m.Answer(1)), encode(m.Drain(0.0, True)),
         encode(m.Tick(2**40, 1, {})), encode(m.Totals(1, 2**60, {"requests": 10**9})), encode(m.Refused("go away")),
         packed("ask", 1.5, "snapshot"), packed("ask", "1", "stop"),
         packed("hello", b"x", "worker", "1"), packed("inc", 1, 1, {"a": 1}), packed("inc", 1, 1, [1]),
@@ -185,43 +187,71 @@ def me(like, **other):
 
 
 def test_false_papers(unharmed, stranger):
-    """A Hello for another's process is dropped; for a slot, lane or id that is taken it is refused."""
+    """Who speaks for another process, or for a lane whose lock it does not hold, is not heard, whatever it says."""
     victim = unharmed.wait_ready(WORKERS)[0]
     before = dropped(unharmed, "ctl")
-    raw = stranger(zmq.DEALER, "ctl", b"\x02" * 16)
-    raw.send(encode(m.Hello(b"\x02" * 16, "worker", victim.pid, victim)))  # its own words, our mouth
-    raw.send(encode(m.Hello(b"\x03" * 16, "worker", os.getpid(), victim)))  # of another link
-    raw.send(encode(hello(b"\x02" * 16, victim)))  # our pid outside, its pid inside
-    unharmed.wait(lambda: dropped(unharmed, "ctl") == before + 3, "all three are dropped")
-    claims = [me(victim), me(victim, id=10**6), me(victim, id=10**6, lane=77), me(victim, id=10**6, slot=99, lane=77)]
-    for number, claim in enumerate(claims):
-        link = bytes([0x10 + number]) * 16
-        raw = stranger(zmq.DEALER, "ctl", link)
-        raw.send(encode(hello(link, claim)))
-        seen = [msgspec.msgpack.decode(raw.recv()[1:])[0] for _ in range(2)]
-        assert "refused" in seen, seen
-        for words in (m.Ready(), m.Leaving("I say so"), m.Beat(0, 0, 0, 0, 0, 0.0, 0.0)):
+    link = b"\x02" * 16
+    lies = [
+        m.Hello(link, "worker", victim.pid, victim),  # its own words, from our mouth
+        m.Hello(b"\x03" * 16, "worker", os.getpid(), me(victim)),  # of another link
+        hello(link, victim),  # our pid outside, its pid inside
+        hello(link, me(victim)),
+        hello(link, me(victim, id=10**6)),
+        hello(link, me(victim, id=10**6, lane=77)),
+        hello(link, me(victim, id=10**6, slot=99, lane=77)),
+    ]
+    raw = stranger(zmq.DEALER, "ctl", link)
+    for lie in lies:
+        raw.send(encode(lie))
+        for words in (m.Ready(), m.Leaving("I say so"), m.Beat(0, 0, 0, 0, 0, 0.0, 0.0), m.Ask(1, "stop")):
             raw.send(encode(words))
+    unharmed.wait(lambda: dropped(unharmed, "ctl") == before + 5 * len(lies), "all of it is dropped")
+    raw.send(encode(m.Hello(link, "handle", os.getpid(), me(victim))))  # a handle has no papers
+    raw.send(encode(m.Hello(link, "handle", os.getpid())))
+    raw.send(encode(m.Leaving("I say so")))  # the truth, but nobody here is a worker
     raw.send(encode(m.Ask(1, "snapshot")))
-    assert msgspec.msgpack.decode(raw.recv()[1:])[0] == "answer"  # what was said before it has been heard
+    while msgspec.msgpack.decode(raw.recv()[1:])[0] != "answer":
+        pass
     assert {w.state for w in unharmed.workers().values()} == {"ready"}
-    assert unharmed.workers()[victim.pid].lane == victim.lane
+
+
+def test_false_papers_for_a_vacant_place(cluster, stranger):
+    """While a slot waits for its replacement nobody else can take it: not even with the right id, slot and lane."""
+    with Observer(cluster) as seen:
+        victim = seen.wait_ready(WORKERS)[0]
+        zygote = see(cluster).zygote
+        kill(zygote, number=signal.SIGSTOP)
+        try:
+            kill(victim.pid)
+            seen.wait_exit(victim.pid)
+            before = dropped(seen, "ctl")
+            claims = [me(victim, id=victim.id + id_, lane=lane) for id_ in range(10) for lane in range(4)]
+            link = b"\x04" * 16
+            raw = stranger(zmq.DEALER, "ctl", link)
+            for claim in claims:
+                raw.send(encode(hello(link, claim)))
+                raw.send(encode(m.Ready()))
+            seen.wait(lambda: dropped(seen, "ctl") == before + 2 * len(claims), "all of it is dropped")
+            assert os.getpid() not in seen.workers()
+        finally:
+            kill(zygote, number=signal.SIGCONT)
+        assert seen.wait_ready(WORKERS, without=[victim.pid])[0].pid != os.getpid()
 
 
 def test_papers_beyond_all_bounds(unharmed, stranger):
-    """Numbers that are none, in every field of a worker's papers: refused or dropped, never believed, never fatal."""
+    """Numbers that are none, in every field of a worker's papers: dropped, never believed, never fatal."""
     like = unharmed.wait_ready(WORKERS)[0]
-    for number, (field, value) in enumerate(
-        (f, v) for f in ("id", "slot", "lane", "generation", "start") for v in EXTREME
-    ):
-        link = b"\x20" + struct.pack(">I", number) + bytes(11)
-        raw = stranger(zmq.DEALER, "ctl", link)
-        papers = {f: getattr(me(like, id=10**6, lane=78), f) for f in like.__struct_fields__} | {field: value}
-        raw.send(packed("hello", link, "worker", os.getpid(), list(papers.values())))
-        raw.send(packed("ask", value if value >= 0 else 7, "snapshot"))
-        raw.close(linger=1000)
-    workers = unharmed.wait_ready(WORKERS)
-    assert os.getpid() not in {w.pid for w in workers.values()}
+    before = dropped(unharmed, "ctl")
+    link = b"\x05" * 16
+    raw = stranger(zmq.DEALER, "ctl", link)
+    fields = ("id", "slot", "lane", "generation", "start", "pid", "requests")
+    for field in fields:
+        for value in EXTREME:
+            papers = {f: getattr(me(like, id=10**6, lane=78), f) for f in like.__struct_fields__} | {field: value}
+            raw.send(packed("hello", link, "worker", os.getpid(), list(papers.values())))
+            raw.send(packed("ask", value, "snapshot"))
+    unharmed.wait(lambda: dropped(unharmed, "ctl") == before + 2 * len(fields) * len(EXTREME), "all of it is dropped")
+    assert os.getpid() not in unharmed.workers()
 
 
 def test_questions_nobody_understands(unharmed, stranger):

@@ -1,4 +1,4 @@
-"""Processes that stop, hang or starve: who is judged, who is not, and what is known of it afterwards. Rows 5, 6, 10."""
+"""Processes that stop, hang or starve: who is judged, who is not, and what is known of it. Rows 5, 6 and 10."""
 
 import os
 import re
@@ -148,7 +148,7 @@ def test_waiting_is_not_hanging(cluster, seen):
 
 
 def test_many_waits_in_one_round_are_not_hanging(cluster, seen):
-    """Requests that arrive together and take, together, longer than the limit: the loop moves from one to the next."""
+    """Requests that arrive together and take, together, longer than the limit: the loop goes on."""
     blocked = [busy_with(seen, "/sleep?0.3") for _ in range(WORKERS)]  # what comes now is one round for each
     socks = [request(cluster, "/sleep?0.12") for _ in range(40)]
     for sock in [sock for sock, _ in blocked] + socks:
@@ -158,7 +158,7 @@ def test_many_waits_in_one_round_are_not_hanging(cluster, seen):
 
 
 def test_a_loop_stuck_outside_the_app(cluster, seen):
-    """The bus thread lives and is heard, but the loop stands still with nobody in the app: HUNG, and where it stands."""
+    """The worker is heard, but its loop stands still with nobody in the app: HUNG, and where it stands."""
     victim = int(asked(cluster, "/wedge"))
 
     def knock():  # the loop takes the lock to accept; which worker does is for them to decide
@@ -173,7 +173,7 @@ def test_a_loop_stuck_outside_the_app(cluster, seen):
 
 
 def test_a_master_stopped_for_less_than_its_limit(cluster, seen):
-    """Longer than the workers' limit: when it goes on nobody is judged for its absence, and every request was served."""
+    """Longer than the workers' limit: nobody is judged for its absence, and every request is served."""
     before = seen.wait_ready(WORKERS)
     master = see(cluster).master
     total = cluster.counters()["requests"]

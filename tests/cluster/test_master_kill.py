@@ -30,6 +30,7 @@ def cluster():
 def test_the_master_is_killed_under_load_three_times(cluster):
     """No request fails, the next master adopts the same workers within 2 s, totals and further deaths go on."""
     pids = see(cluster).worker_pids
+    uptimes = [w["uptime_s"] for w in whole(cluster, WORKERS)["workers"]]
     with Load(cluster.address, clients=4) as load:
         for number in range(2, 5):
             master = see(cluster).master
@@ -41,6 +42,7 @@ def test_the_master_is_killed_under_load_three_times(cluster):
             assert ps["epoch"] == number
             assert sorted(w["pid"] for w in ps["workers"]) == pids
             assert [w["restarts"] for w in ps["workers"]] == [0] * WORKERS
+            assert all(w["uptime_s"] > before for w, before in zip(ps["workers"], uptimes, strict=True))
     load.check(cluster.counters()["requests"])
     total = cluster.counters()["requests"]
     victim = by_slot(whole(cluster, WORKERS))[1]
@@ -48,7 +50,9 @@ def test_the_master_is_killed_under_load_three_times(cluster):
     after = by_slot(whole(cluster, WORKERS, without=[victim["pid"]]))
     assert after[1]["restarts"] == 1
     assert cluster.counters()["requests"] == total
-    line = cluster.wait_log(rf"master pid=(\d+): Worker {victim['pid']} died\. signal SIGSEGV; replacing it in slot 1")
+    line = cluster.wait_log(
+        rf"master pid=(\d+): Worker {victim['pid']} died\. signal SIGSEGV; replacing it in slot 1"
+    )
     assert int(line[1]) == see(cluster).master
     assert not re.search("Traceback|please report", cluster.log)
 
@@ -118,17 +122,14 @@ def test_a_master_is_killed_while_it_takes_over(cluster, point):
     pids = see(cluster).worker_pids
     known = [see(cluster).master]
     with Load(cluster.address, clients=2) as load:
+        before = epoch(cluster), ctl(cluster)
         kill(*known)
-        for _ in range(2):
-            before = epoch(cluster), ctl(cluster)
-            victim = wait_for(lambda: starting_master(cluster, point, known, *before), PATIENCE_S, point)  # noqa: B023
-            kill(victim)
-            known.append(victim)
-            gone(victim)
+        known.append(wait_for(lambda: starting_master(cluster, point, known, *before), PATIENCE_S, point))
+        kill(known[-1])
         ps = whole(cluster, WORKERS, without=known)
     load.check(cluster.counters()["requests"])
     assert sorted(w["pid"] for w in ps["workers"]) == pids
-    assert ps["epoch"] <= 4
+    assert ps["epoch"] <= 3
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -144,7 +145,7 @@ def test_the_first_master_is_killed_while_it_starts(point):
         assert cluster.get() == "1"
 
 
-@pytest.mark.parametrize("spread_ms", [(0.0, 1.0, 2.0), (3.0, 4.0, 5.0), (7.0, 9.0, 11.0), (14.0, 17.0, 20.0)])
+@pytest.mark.parametrize("spread_ms", [(0.0, 1.0, 2.0), (3.0, 4.0, 6.0), (9.0, 14.0, 20.0)])
 def test_master_is_killed_while_a_worker_is_forked(cluster, spread_ms):
     """A worker dies, the master 0 to 20 ms later: the end is one worker per slot, lanes unique, nothing lost."""
     total = int(cluster.get("/many?50"))
@@ -178,7 +179,7 @@ def bus_paths(pid):
 
 
 def test_a_worker_forked_while_the_bus_is_live_holds_none_of_it(cluster):
-    """It has its own three connections and no end of the master's; so the death of the master parts all links at once."""
+    """It has its own three connections and no end of the master's: the master's death parts all links at once."""
     kill(see(cluster).workers[1][0])
     ps = whole(cluster, WORKERS)
     run_dir = str(instance(cluster))

@@ -43,7 +43,7 @@ def replaced(cluster, victim):
 
 
 def test_idle_workers_are_replaced(cluster):
-    """SIGKILL: reaped within 100 ms, slot kept, id grown, restarts counted, the others untouched; logged with cause."""
+    """SIGKILL: reaped within 100 ms, slot kept, id grown, restarts counted, the others untouched; logged."""
     reaped = []
     for slot in range(WORKERS):
         before = by_slot(whole(cluster, WORKERS))

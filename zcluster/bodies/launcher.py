@@ -26,7 +26,7 @@ from zcluster.unix.channel import Channel
 from zcluster.unix.logs import log_to_stderr, say
 from zcluster.unix.offspring import Child, exec_child, fork_child
 from zcluster.unix.process import BLOCKED, Death
-from zcluster.unix.signals import Signals, name_of
+from zcluster.unix.signals import Signals, has_terminal, name_of
 from zcluster.unix.site import Site, prepare
 from zcluster.unix.strays import Strays
 
@@ -114,7 +114,7 @@ class Launcher:
     tick_seen: int = 0
     tick_stale_s: float = 0.0
     checked: float = 0.0
-    has_terminal: bool = field(default_factory=lambda: _has_terminal())
+    has_terminal: bool = field(default_factory=has_terminal)
 
     def run(self) -> int:
         """Serve until a master has ended for good, then end everything else."""
@@ -194,6 +194,18 @@ class Launcher:
         config = self.site.config
         self.stop_deadline = now + (config.quick_timeout_s if wish.quick else config.graceful_timeout_s) + OVERRUN_S
         self._tell(wish)
+        self._admit_nobody()
+
+    def _admit_nobody(self) -> None:
+        """A stop has begun: let go of what only new workers need.
+
+        The port closes when the last worker has left it, and clients go elsewhere; were it still open here, they
+        would wait for the slowest request in flight and then be reset. A zygote has nothing to lose: it runs no exit
+        functions, and its import may take longer than anybody wants to wait.
+        """
+        self.site.close_listeners()
+        for zygote in self.zygotes.values():
+            process.send_signal(zygote.pid, zygote.start, signal.SIGKILL)
 
     def _on_death(self, death: Death, now: float) -> None:
         if self.master is not None and death.pid == self.master.pid:
@@ -255,7 +267,8 @@ class Launcher:
             case m.Received(number=number):
                 self.unacknowledged.pop(number, None)
             case m.StartZygote(generation=generation):
-                self._start_zygote(generation, now)
+                if self.stop is None:
+                    self._start_zygote(generation, now)
             case m.StartService(kind=kind):
                 self._start_service(kind, now)
             case m.Stop():
@@ -385,12 +398,3 @@ class Launcher:
             if code == kind.exit_code and self.failure:
                 raise kind(self.failure)
         return code
-
-
-def _has_terminal() -> bool:
-    """Is there a controlling terminal, whose end SIGHUP announces (tty(4))?"""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True

@@ -255,12 +255,13 @@ class Master:
 
     def _on_hello(self, link: bytes, hello: m.Hello) -> None:
         worker = hello.worker
-        if worker is not None and worker.pid != hello.pid:
-            self.hub.dropped["ctl:wrong-sender"] += 1  # it speaks for another process
+        is_worker = worker is not None and lanes.is_holder(self.ledger, self.locks, worker, hello.pid)
+        if is_worker != (hello.role == "worker"):
+            self.hub.dropped["ctl:wrong-sender"] += 1  # it speaks for another process, or for a lane it does not have
             return
         if self.peers.find(link, hello.pid) is None:
             self.peers.add(link, hello.pid)
-            if worker is not None:
+            if is_worker and worker is not None:
                 commands = self.fleet.step(f.Hello(worker, link), time.monotonic())
                 admitted = self.fleet.by_process(worker.pid, worker.start)
                 if admitted is not None and admitted.id == worker.id:
@@ -394,8 +395,6 @@ class Master:
             log.error("stacks of worker id=%d before it is killed (%s):\n%s", id_, reason, stacks.rstrip())
 
     def _read(self, name: str) -> str:
-        """A small file a worker left in the run directory (on tmpfs: this does not wait for a disk)."""
-        try:
-            return (Path(self.boot.run_dir) / name).read_text(encoding="utf-8", errors="replace")[-65536:]
-        except FileNotFoundError:
-            return ""
+        """A small file a worker may have left in the run directory (on tmpfs: no wait for a disk)."""
+        path = Path(self.boot.run_dir) / name
+        return path.read_text(encoding="utf-8", errors="replace")[-65536:] if path.exists() else ""

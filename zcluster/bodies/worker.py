@@ -52,9 +52,9 @@ def main(birth: Birth) -> int:
     log_to_stderr(f"worker[{info.slot}] gen={info.generation} id={info.id}", birth.config.log_level)
     signals = Signals(HEARD)
     run_dir = Path(birth.boot.run_dir)
-    stacks = open(run_dir / f"stacks-{info.id}", "w")  # noqa: SIM115, PTH123 - for life: faulthandler keeps the fd
-    faulthandler.register(process.DUMP_SIGNAL, file=stacks, all_threads=True)
-    leash.wear(run_dir / "leash")
+    stacks_fd = os.open(run_dir / f"stacks-{info.id}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    faulthandler.register(process.DUMP_SIGNAL, file=stacks_fd, all_threads=True)
+    current.fds += [stacks_fd, leash.wear(run_dir / "leash")]
     signals.unblock(process.BLOCKED)  # all of them: what the app executes inherits our mask
     if process.has_ended(birth.launcher_fd):  # launcher and master may have died before the leash was on
         return 0
@@ -175,9 +175,11 @@ class Worker:
         for entry in os.listdir("/proc/self/fd"):
             if _belongs_to_bus(int(entry), self.birth.boot.run_dir):
                 os.close(int(entry))
+        self.signals.close()
+        os.close(self.wake_fd)
+        faulthandler.unregister(process.DUMP_SIGNAL)
         for number in HEARD:
             signal.signal(number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
 
     # ---- the bus ---------------------------------------------------------------------------------------------------
     def _hello(self, link: bytes) -> m.Hello:

@@ -56,6 +56,8 @@ def main(control_fd: int, worker_main: Callable[[Birth], int], resumed: str = ""
     boot = decode_control(Path(resumed).read_bytes()) if resumed else channel.first_message()
     if not isinstance(boot, m.Boot):
         raise BusError(f"the first message to a zygote was {type(boot).__name__}, not Boot")
+    for fd in boot.listener_fds:
+        os.set_inheritable(fd, False)  # nothing that the app executes holds our ports
     launcher_fd = os.pidfd_open(boot.launcher_pid)
     config = msgspec.msgpack.decode(boot.config, type=Config)
     log_to_stderr(f"zygote gen={boot.generation}", config.log_level)
@@ -66,8 +68,8 @@ def main(control_fd: int, worker_main: Callable[[Birth], int], resumed: str = ""
     locks.try_lock(zygote_byte(boot.generation))
     signals.unblock(process.BLOCKED)  # all of them: what the app executes at import inherits our mask
     current.role = "zygote"
-    zygote = Zygote(boot, config, channel, signals, locks, launcher_fd, app)
-    if zygote.import_app(in_memory=app is not None):
+    zygote = Zygote(boot, config, channel, signals, locks, launcher_fd, app, app is not None)
+    if zygote.import_app():
         born = zygote.loop()
         if born is not None:
             signals.close()
@@ -90,15 +92,16 @@ class Zygote:
     locks: LockFile
     launcher_fd: int
     app: App | None
+    in_memory: bool  # the app is this process's own: there is nothing to import, and nobody to be executed instead
     imported: bool = False
     forks: list[m.WorkerInfo] = field(default_factory=list)
     grown: list[str] = field(default_factory=list)  # what makes forking from here unsafe by now
 
-    def import_app(self, *, in_memory: bool) -> bool:
+    def import_app(self) -> bool:
         """Import the app as configured and tell the master; False when there is no app to fork from."""
         generation = self.boot.generation
         unsafe = tuple(self.boot.kind.split("\n")) if self.boot.kind else ()
-        if self.config.preload != "off" and not unsafe and not in_memory:
+        if self.config.preload != "off" and not unsafe and not self.in_memory:
             try:
                 self.app = load(self.config.app)
             except AppError as error:
@@ -156,7 +159,10 @@ class Zygote:
 
     def _fork(self, worker: m.WorkerInfo) -> bool:
         """Fork one worker; True in the worker."""
-        if process.thread_count() > 1 and self.config.preload == "auto" and self.app is not None:
+        threads = process.thread_count()
+        if threads > 1 and self.in_memory and not self.forks:
+            log.warning("the app's process has %d threads in the zygote; they are not in the workers", threads)
+        if threads > 1 and self.config.preload == "auto" and self.app is not None and not self.in_memory:
             self.grown = hazards(self._known_fds()) or ["a thread"]
             self.channel.send(
                 m.ForkFailed(worker.id, f"the zygote has grown {', '.join(self.grown)} since the import")

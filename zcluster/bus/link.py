@@ -73,6 +73,10 @@ TURN_MESSAGES: Final = 256  # per socket and poll, so that updates cannot starve
 # How often a socket without a master tries to connect. A connect that is refused costs some 20 us, and 20 to 50 ms
 # bound what the bus adds to the restart of a master; each link draws its own, so that 64 do not come in one instant.
 RECONNECT_MS: Final = (20, 50)
+# What a master sent before it ended is in a socket's buffer already: the library's thread has it within microseconds
+# of being scheduled. The pause is that, on a busy machine; the limit is for a flood.
+LAST_WORDS_PAUSE_MS: Final = 10
+LAST_WORDS_S: Final = 0.05
 _DOWN: Final = (Welcome, Refused, Drain, Answer)
 _TOPICS: Final[dict[type, str]] = {Totals: TOTALS, Tick: TICK, Event: EVENTS}
 _log = logging.getLogger(__name__)
@@ -152,6 +156,7 @@ class Link:
             ready = [fd for fd in events if isinstance(fd, int) and fd != master_fd]
             if master_fd in events and master_fd == self._master_fd:
                 self._unwatch()  # it stays readable, and the new sockets may have to wait for their turn
+                self._take_last_words()
                 self._perform(self._joining.master_gone(time.monotonic()))
             now = time.monotonic()
             self._perform(self._joining.tick(now))
@@ -248,6 +253,13 @@ class Link:
                 except zmq.Again:
                     break
                 take(frame)
+
+    def _take_last_words(self) -> None:
+        """What a dead master has sent may still be on its way through the library's thread: wait for it, a moment."""
+        end = time.monotonic() + LAST_WORDS_S
+        while time.monotonic() < end and self._pub.poll(LAST_WORDS_PAUSE_MS):
+            self._receive()
+        self._receive()
 
     def _take_ctl(self, frame: zmq.Frame) -> None:
         """Judge one frame of the DEALER."""

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
-from .connection import HEAD, IDLE, Connection
+from .connection import CLOSED, HEAD, IDLE, Connection
 from .exchange import base_environ
 from .limits import Limits
 from .shared import Shared
@@ -97,10 +97,11 @@ class Engine:
             self._listeners.clear()
 
     def close_in_child(self) -> None:
-        """In a process forked by the application: close our descriptors, and nothing else.
+        """In a process forked by the application: close our descriptors, and answer nobody any more.
 
         No lock is taken (its holder may not exist here) and epoll is not told (its table is shared with the parent).
         """
+        self._shared.forked = True
         for listener in list(self._listeners.values()):
             listener.close()
         if self._wake_fd >= 0:
@@ -108,6 +109,7 @@ class Engine:
             self._wake_fd = -1
             self._shared.epoll.close()
             for connection in list(self._shared.connections.values()):
+                connection.state = CLOSED
                 connection.sock.close()
 
     # ---- the loop --------------------------------------------------------------------------------------------------

@@ -8,13 +8,15 @@ until then. Nothing of the application's output is delayed: each block goes to t
 the next one is asked for.
 """
 
+import contextlib
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from wsgiref.types import WSGIEnvironment
 
 from .head import CLOSE, OLD
@@ -269,21 +271,41 @@ class Exchange:
         stats.inflight = 1
         try:
             self._run()
-        except BrokenPipeError as error:
-            if self._connection.is_open:  # not our client: some pipe of the application's own
-                self._failed(error)
-        except (SystemExit, KeyboardInterrupt) as error:
-            self._leave(error)
         except BaseException as error:  # user code was called: whatever it is, it ends this request only
-            self._failed(error)
+            self._raised(error)
         finally:
             stats.inflight = 0
             stats.oldest_started = 0.0
             stats.requests += 1
+        if self._shared.forked:
+            self._end_child(None)
         # A close-delimited response and one that announced it both set CLOSE when the head was made.
         self._connection.settle(bool(self._flags & CLOSE))
 
     # ---- what goes wrong -------------------------------------------------------------------------------------------
+    def _raised(self, error: BaseException) -> None:
+        if self._shared.forked:
+            self._end_child(error)
+        elif isinstance(error, SystemExit | KeyboardInterrupt):
+            self._leave(error)
+        elif not isinstance(error, BrokenPipeError) or self._connection.is_open:  # else our client went away
+            self._failed(error)
+
+    def _end_child(self, error: BaseException | None) -> NoReturn:
+        """A process that the application forked has come back to us: its parent answers, and it is no worker."""
+        if isinstance(error, SystemExit):
+            code = self._exit_code(error)
+        else:
+            code = 1
+            self._log(
+                "forked a process that returned from the request; it is ended (os._exit() is how it should end)",
+                exc_info=None if isinstance(error, BrokenPipeError) else error,
+            )
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
+                stream.flush()
+        os._exit(code)  # neither our loop nor the worker's atexit functions are for it
+
     def _failed(self, error: BaseException) -> None:
         """The application raised: a 500 when nothing was sent, else the end of the connection; always logged."""
         environ = self.environ
@@ -313,19 +335,25 @@ class Exchange:
 
     def _leave(self, error: BaseException) -> None:
         """SystemExit (or Ctrl-C) in a request: this one fails; the worker drains and ends with the code."""
-        code: object = error.code if isinstance(error, SystemExit) else INTERRUPTED
-        if code is None:
-            code = 0
-        elif not isinstance(code, int):
-            self._shared.log.error("%s", code)  # as the interpreter prints it at exit
-            code = 1
+        code = self._exit_code(error)
         self._flags |= CLOSE
         self._failed(error)
         self._shared.leave(code)
 
-    def _log(self, text: str, *args: object) -> None:
+    def _exit_code(self, error: BaseException) -> int:
+        """What the interpreter would make of it."""
+        code: object = error.code if isinstance(error, SystemExit) else INTERRUPTED
+        if code is None:
+            return 0
+        if isinstance(code, int):
+            return code
+        self._shared.log.error("%s", code)  # as the interpreter prints it at exit
+        return 1
+
+    def _log(self, text: str, *args: object, exc_info: BaseException | None = None) -> None:
         environ = self.environ
-        self._shared.log.error("%s %s: the application " + text, environ["REQUEST_METHOD"], environ["RAW_URI"], *args)
+        line = "%s %s: the application " + text
+        self._shared.log.error(line, environ["REQUEST_METHOD"], environ["RAW_URI"], *args, exc_info=exc_info)
 
 
 def base_environ(host: str, port: str, extra: Iterable[tuple[str, object]]) -> WSGIEnvironment:

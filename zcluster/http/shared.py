@@ -26,8 +26,8 @@ class Shared:
     """One engine's application, parser, epoll and table of connections."""
 
     __slots__ = (
-        "_date_until", "again", "app", "connections", "date", "draining", "epoll", "leave", "limits", "log", "parser",
-        "stats",
+        "_date_until", "again", "app", "connections", "date", "draining", "epoll", "forked", "leave", "limits", "log",
+        "parser", "stats",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +48,7 @@ class Shared:
         self.connections: dict[int, Connection] = {}  # by file descriptor
         self.again: list[Connection] = []  # have had their turn and want another
         self.draining = False
+        self.forked = False  # this is a child that the application forked: it is no worker
         self.date = ""  # "Date: ...\r\n"
         self._date_until = 0.0
 

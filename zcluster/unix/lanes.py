@@ -50,6 +50,11 @@ def holders(ledger: Ledger, locks: LockFile) -> Holders:
     return Holders(tuple(living), frozenset(foreign), tuple(departed))
 
 
+def is_holder(ledger: Ledger, locks: LockFile, worker: WorkerInfo, pid: int) -> bool:
+    """Is this process the worker it says it is? The kernel knows: a worker locks its lane before it says anything."""
+    return worker.pid == pid and 0 <= worker.lane < ledger.lanes and locks.owner(worker.lane) == pid
+
+
 def ages(ledger: Ledger, workers: Iterable[Owner]) -> dict[int, LaneAges]:
     """How old the ticks of these workers are, by id; a worker that has not taken its lane yet is left out."""
     now_ns = time.monotonic_ns()

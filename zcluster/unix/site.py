@@ -43,24 +43,22 @@ class Site:
     ledger: LedgerFile
     locks: LockFile
     leash_fd: int
+    urls: tuple[str, ...]  # where it listens, in the order of --bind; the listeners may be closed by now
 
     @property
     def path(self) -> Path:
         """The instance directory."""
         return self.rundir.path
 
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """Where it listens, in the order of --bind."""
-        return tuple(listener.url for listener in self.listeners)
+    def close_listeners(self) -> None:
+        """Leave the addresses to the workers that still serve on them; a second call does nothing."""
+        while self.listeners:
+            self.listeners.pop().close()
 
     def close(self, *, keep_ledger: bool = False) -> None:
         """Give everything back; the files go, but the ledger if it holds what no checkpoint does."""
-        for listener in self.listeners:
-            listener.close()
-        # Without a state directory nothing outlives a cluster, whatever the caller has seen; nor do zeros.
-        has_counted = self.state is not None and any(self.ledger.ledger.totals().values())
-        keep_ledger = has_counted and (keep_ledger or not self.state.covers(self.ledger.ledger))
+        self.close_listeners()
+        keep_ledger = self._holds_counts() and (keep_ledger or not self._is_saved())
         if keep_ledger:
             log.error("the last checkpoint is not complete; the counters stay in %s for the next start", self.path)
         if self.state is not None:
@@ -70,6 +68,13 @@ class Site:
         self.locks.close()
         self.rundir.remove(keep_ledger=keep_ledger)
         self.rundir.lock.close()
+
+    def _holds_counts(self) -> bool:
+        """Without a state directory nothing outlives a cluster, and zeros are worth nothing."""
+        return self.state is not None and any(self.ledger.ledger.totals().values())
+
+    def _is_saved(self) -> bool:
+        return self.state is not None and self.state.covers(self.ledger.ledger)
 
 
 def prepare(config: Config) -> Site:
@@ -114,7 +119,8 @@ def _prepare(config: Config, base: Path | None, undo: ExitStack) -> Site:
         # Last of all: once the state directory names this ledger an older one no longer counts, and a failure after
         # that would remove the only copy of what it held.
         state.adopt(ledger.path, run.path / "locks", ledger.ledger.ledger_id)
-    return Site(config, run, state, listeners, ledger, locks, leash_fd)
+    urls = tuple(listener.url for listener in listeners)
+    return Site(config, run, state, listeners, ledger, locks, leash_fd, urls)
 
 
 def _make_ledger(config: Config, path: Path, state: State | None) -> LedgerFile:
