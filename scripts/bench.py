@@ -249,24 +249,6 @@ def main() -> int:
     loop_ns = min(timeit.repeat("pass", number=1_000_000, repeat=3)) * 1e3
     print(f"timeit of 'pass': {loop_ns:.1f} ns (how fast is this core)")
     rows = [
-        (f"CPU per request, {name}", f"{statistics.median(figures[name]) * 1e6:.1f} us"
-         f" ({statistics.median(rates[name]):,.0f} requests/s)") for name in figures
-    ]  # fmt: skip
-    return [*rows, ("counter / hello, CPU per request", f"{statistics.median(ratios):.3f}")]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
-    quick = parser.parse_args().quick
-    rounds = 3 if quick else 5
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    print(f"{os.cpu_count()} cores, {model[1] if model else platform.machine()}, Linux {platform.release()}, "
-          f"Python {platform.python_version()}, load by {'wrk -t1 -c64' if shutil.which('wrk') else 'Python clients'}")  # fmt: skip
-    print(
-        f"loop of timeit: {min(timeit.repeat('pass', number=1_000_000, repeat=3)) * 1e3:.1f} ns (how fast is this core)"
-    )
-    rows = [
         ("cold start, 2 workers", lambda: bench_start(rounds)),
         ("SIGKILL -> replacement answers", lambda: bench_kill(5 if quick else 10)),
         ("incr(), 4 lanes", lambda: bench_incr(4)),

@@ -24,9 +24,19 @@ def main() -> int:
     """Run the command line of this process; returns its exit code."""
     if sys.argv[1:2] == ["run"]:
         signal.pthread_sigmask(signal.SIG_BLOCK, KEPT)
+    _open_standard_streams()
     from zcluster.cli import main as cli
 
     return cli(sys.argv[1:])
+
+
+def _open_standard_streams() -> None:
+    """Have 0, 1 and 2 open: a file of ours that got one of these numbers would be written to by every `print`."""
+    import os
+
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 if __name__ == "__main__":

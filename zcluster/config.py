@@ -139,7 +139,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.5
     # never: a service that crashes now and then is better than none
     restart_limit: Annotated[
-        int, _number("--restart-limit", 0, 1_000_000_000, "Stop with exit code 5 when more workers than this have crashed; 0: never.")
+        int,
+        _number(
+            "--restart-limit",
+            0,
+            1_000_000_000,
+            "Stop with exit code 5 when more workers than this have crashed; 0: never.",
+        ),
     ] = 0
     # one write and two fsyncs per second at most: Redis' appendfsync everysec makes the same bargain
     checkpoint_s: Annotated[

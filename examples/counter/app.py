@@ -1,6 +1,7 @@
 """The workers count together: the number is exact, whichever of them is killed."""
 
 import os
+from contextlib import suppress
 
 from werkzeug import Request, Response
 
@@ -16,7 +17,8 @@ def app(request: Request) -> Response:
 
 
 def main() -> None:
-    with Cluster("app:app", bind="127.0.0.1:8000") as cluster:
+    address = f"127.0.0.1:{os.environ.get('PORT', 8000)}"
+    with suppress(KeyboardInterrupt), Cluster("app:app", bind=address) as cluster:
         cluster.on("exit", lambda worker: print(f"Worker {worker.pid} died. ({worker.reason})", flush=True))
         print(f"{len(cluster.workers)} workers on {cluster.url}", flush=True)
         cluster.wait()

@@ -156,3 +156,32 @@ def test_say_to_a_closed_file_object(monkeypatch, tmp_path):
         say("heard")
     say("not heard")
     assert (tmp_path / "out").read_text() == "heard\n"
+
+
+def test_a_reader_that_stopped_does_not_stop_us(tmp_path):
+    """A full pipe costs lines, not the process; when it is read again, the number of lost lines is told."""
+    reader, writer = os.pipe()
+
+    def body():
+        os.dup2(writer, 2)
+        log_to_stderr("master", "info", patience_s=0.05)
+        log = logging.getLogger("zcluster.test")
+        for count in range(3000):  # far more than a pipe holds
+            log.info("%s %d", "x" * 100, count)
+        got = b""
+        while len(got) < 8192:  # the reader is back
+            got += os.read(reader, 8192)
+        log.info("after the gap")
+        os.set_blocking(reader, False)
+        try:
+            while piece := os.read(reader, 65536):
+                got += piece
+        except BlockingIOError:
+            pass
+        return got.decode()
+
+    text = in_child(body)
+    os.close(reader)
+    os.close(writer)
+    assert re.search(r"pid=\d+: \d+ log lines were lost\n", text)
+    assert text.endswith("after the gap\n")

@@ -23,7 +23,7 @@ from zcluster.core import messages as m
 from zcluster.errors import AppError, BusError, ClusterError, ConfigError, RestartLimitReached, SpawnError
 from zcluster.unix import process
 from zcluster.unix.channel import Channel
-from zcluster.unix.logs import log_to_stderr, say
+from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr, say
 from zcluster.unix.offspring import Child, exec_child, fork_child
 from zcluster.unix.process import BLOCKED, Death
 from zcluster.unix.signals import Signals, has_terminal, name_of
@@ -62,7 +62,7 @@ def run(
     Raises ConfigError, AppError, SpawnError or RestartLimitReached when it cannot start or gives up.
     """
     signals = Signals(BLOCKED)
-    log_to_stderr("launcher", config.log_level)
+    log_to_stderr("launcher", config.log_level, PATIENCE_SHORT_S)
     process.set_title("zc-launcher")
     site = prepare(config)  # signals stay blocked: one that comes now waits for the loop
     launcher = Launcher(site, signals, announce=announce, owner_fd=owner_fd, handle=handle, zygote_main=zygote_main)

@@ -32,7 +32,7 @@ from zcluster.unix import lanes, leash, process
 from zcluster.unix.channel import Channel
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import MASTER_BYTE, LockFile
-from zcluster.unix.logs import log_to_stderr
+from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr
 from zcluster.unix.signals import Signals
 
 log = logging.getLogger("zcluster.master")
@@ -50,7 +50,7 @@ def main(control_fd: int) -> int:
     if not isinstance(boot, m.Boot):
         raise BusError(f"the first message to a master was {type(boot).__name__}, not Boot")
     config = msgspec.msgpack.decode(boot.config, type=Config)
-    log_to_stderr("master", config.log_level)
+    log_to_stderr("master", config.log_level, PATIENCE_SHORT_S)
     process.set_title("zc-master")
     run_dir = Path(boot.run_dir)
     leash_fd = leash.hold(run_dir / "leash")

@@ -1,31 +1,70 @@
 """Our log: one line per event on stderr, each begun with who says it.
 
-Invariant: a line is one write, so lines of several processes never mix (pipes take up to 4096 bytes in one piece,
-PIPE_BUF of pipe(7); on files O_APPEND does it). Only the logger "zcluster" is configured; the app's logging is
-its own.
+Invariant: logging never stops a process. A line is one write of at most 4096 bytes, which a pipe takes whole or not
+at all (PIPE_BUF of pipe(7)), so lines of several processes never mix; and it is only written when it can be taken.
+When whoever reads our stderr has stopped reading, lines are dropped and counted, and the count is told later.
+Only the logger "zcluster" is configured; the app's logging is its own.
 """
 
 import logging
 import os
+import select
 import sys
+from collections.abc import Iterator
 
 LINE_MAX_BYTES = 4096
+# How long a line may wait for its reader. Launcher and master, who must never stand still, wait PATIENCE_SHORT_S.
+PATIENCE_S = 5.0
+PATIENCE_SHORT_S = 0.1
 
 
 class _OneWrite(logging.Handler):
+    def __init__(self, patience_s: float) -> None:
+        super().__init__()
+        self._patience_s = patience_s
+        self._lost = 0
+        self._poller = select.poll()
+        self._poller.register(2, select.POLLOUT)
+
     def emit(self, record: logging.LogRecord) -> None:
+        lines = [self.format(record)]
+        if self._lost and self._is_writable(0.0):
+            note = logging.LogRecord(
+                record.name, logging.WARNING, "", 0, "%d log lines were lost", (self._lost,), None
+            )
+            lines.insert(0, self.format(note))
+            self._lost = 0
+        for line in lines:
+            for piece in _pieces(line, whole=record.exc_info is not None):
+                self._write(piece)
+
+    def _write(self, piece: bytes) -> None:
+        # After the first lost line nobody waits again, until the reader is back.
+        if not self._is_writable(0.0 if self._lost else self._patience_s):
+            self._lost += 1
+            return
         try:
-            data = (self.format(record) + "\n").encode(errors="backslashreplace")
-            if record.exc_info is None and len(data) > LINE_MAX_BYTES and b"\n" not in data[:-1]:
-                data = data[: LINE_MAX_BYTES - 5] + b" ...\n"
-            os.write(2, data)
+            os.write(2, piece)
         except OSError:  # stderr is closed or its reader is gone: there is nowhere to say so
             pass
 
+    def _is_writable(self, timeout_s: float) -> bool:
+        """Can 4096 bytes be written without waiting? An error counts as yes: the write will tell."""
+        return bool(self._poller.poll(timeout_s * 1000))
 
-def log_to_stderr(who: str, level: str) -> None:
+
+def _pieces(text: str, *, whole: bool) -> Iterator[bytes]:
+    """The writes that make up an event: one, cut if it is too long; as many as it takes for a traceback."""
+    data = (text + "\n").encode(errors="backslashreplace")
+    if len(data) > LINE_MAX_BYTES and not whole and b"\n" not in data[:-1]:
+        data = data[: LINE_MAX_BYTES - 5] + b" ...\n"
+    for start in range(0, len(data), LINE_MAX_BYTES):
+        yield data[start : start + LINE_MAX_BYTES]
+
+
+def log_to_stderr(who: str, level: str, patience_s: float = PATIENCE_S) -> None:
     """Send the "zcluster" loggers of this process to stderr as `who`; call it again after a fork."""
-    handler = _OneWrite()
+    handler = _OneWrite(patience_s)
     handler.setFormatter(logging.Formatter(f"[%(asctime)s] %(levelname)s {who} pid={os.getpid()}: %(message)s"))
     ours = logging.getLogger("zcluster")
     ours.handlers[:] = [handler]
