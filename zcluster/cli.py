@@ -19,6 +19,7 @@ import click
 
 from zcluster.config import Config, Option, make_config, options
 from zcluster.errors import BusError, ClusterError, ConfigError, SpawnError
+from zcluster.unix.logs import complain
 
 ANSWER_TIMEOUT_S: Final = 5.0  # a master that lives answers in milliseconds; an operator gives up soon after this
 
@@ -36,13 +37,13 @@ def main(arguments: Sequence[str]) -> int:
     except ClusterError as error:
         return _complain(str(error), error.exit_code)
     except Exception:  # nothing of ours is left that could deal with it: say everything and name it a bug
-        traceback.print_exc()
+        complain(traceback.format_exc().rstrip())
         return _complain("this is a bug of zcluster; please report it with the lines above", 70)
     return outcome if isinstance(outcome, int) else 0
 
 
 def _complain(text: str, code: int) -> int:
-    click.echo(f"zcluster: error: {text}", err=True)
+    complain(f"zcluster: error: {text}")
     return code
 
 

@@ -60,6 +60,8 @@ def guard_forks() -> None:
 def unbind_in_child() -> None:
     """Become a stranger to the cluster. Touches no shared memory: in the child it is not mapped (MADV_DONTFORK)."""
     global role, ledger, locks, lane, worker, wake, poke, link
+    if role == "forked":
+        return  # a fork of a fork: the numbers of our descriptors may be the application's by now
     role = "forked"
     ledger = locks = worker = wake = poke = link = None
     lane = -1

@@ -143,6 +143,35 @@ def fork_and_count(_):
     return _forked(say)
 
 
+def fork_and_end(count):
+    """End children the moment they are born; returns how they ended."""
+    ends = []
+    for _ in range(int(count)):
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                signal.pause()
+        os.kill(pid, signal.SIGTERM)
+        ends.append(_status_of(pid))
+    return ends
+
+
+def fork_twice(_):
+    """A child that makes itself at home, and what of that its own child still finds."""
+
+    def settle():
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        files = [os.memfd_create(f"mine-{number}") for number in range(64)]
+        return _forked(
+            lambda: {
+                "files": sum(os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:mine-") for fd in files),
+                "handler": callable(signal.getsignal(signal.SIGTERM)),
+            }
+        )
+
+    return _forked(settle)["answer"]["answer"]
+
+
 def _status_of(pid):
     """Wait for a child that must not live on, but not for ever."""
     pidfd = os.pidfd_open(pid)

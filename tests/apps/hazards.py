@@ -1,4 +1,4 @@
-"""Does at import what HAZARD says, and notes in $HAZARD_DIR each import and each orderly exit: a line with the pid."""
+"""Does at import what HAZARD says; $HAZARD_DIR/imports and /exits list the pids that imported, and that ended, it."""
 
 import atexit
 import os
@@ -57,7 +57,7 @@ def app(environ, start_response):
     if path == "/pid":
         return [b"%d" % os.getpid()]
     if path == "/name":
-        return [("%s:%d" % connection.getsockname()).encode()]
+        return ["{}:{}".format(*connection.getsockname()).encode()]
     if path == "/threads":
         return [" ".join(thread.name for thread in threading.enumerate()).encode()]
     if path == "/haunt":

@@ -37,11 +37,6 @@ class Seen:
         return pid
 
     @property
-    def service(self):
-        (pid,) = self.services
-        return pid
-
-    @property
     def worker_pids(self):
         return sorted(pid for pids in self.workers.values() for pid in pids)
 
@@ -62,6 +57,16 @@ def see(cluster):
             named = {"zc-master": seen.masters, "zc-zygote": seen.zygotes, "zc-checkpoint": seen.services}
             named.get(title, seen.others).append(found.pid)
     return seen
+
+
+def service(cluster, without=()):
+    """Wait for the one checkpoint service, which starts beside the workers; returns its pid."""
+
+    def look():
+        there = see(cluster).services
+        return there if len(there) == 1 and there[0] not in without else None
+
+    return wait_for(look, PATIENCE_S, "the checkpoint service")[0]
 
 
 def instance(cluster):

@@ -4,12 +4,12 @@ import json
 import os
 import re
 import signal
-import subprocess
 
 import pytest
-from anatomy import PATIENCE_S, by_slot, gone, instance, kill, whole
+from anatomy import gone, instance, kill
 from harness import running, wait_for
 from load import Load
+from observer import Observer
 
 from zcluster.unix.process import processes
 
@@ -18,6 +18,7 @@ WORKERS = 2
 # eventfds in which libzmq's threads of the parent wait for one another, and pidfds: with them it can do no harm.
 PROPER = re.compile(r"pipe:|/dev/null|/dev/urandom|/proc/\d+/fd|socket:|anon_inode:\[(eventpoll|eventfd|pidfd)\]")
 INTERNAL_SIGNALS = 0b11 << 31  # 32 and 33, glibc's own: its posix_spawn has the first ignored
+JOB_CONTROL = 0b11 << 20  # TTIN and TTOU: workers are background processes, and a terminal must not stop them
 
 
 @pytest.fixture(scope="module")
@@ -26,102 +27,126 @@ def cluster():
         yield running_cluster
 
 
+@pytest.fixture(scope="module")
+def seen(cluster):
+    with Observer(cluster) as observer:
+        yield observer
+
+
 @pytest.fixture(autouse=True)
-def unharmed(cluster):
-    """The same workers before and after, the right count, no zombie, and nothing our fault in the log."""
-    before = whole(cluster, WORKERS)
-    yield before
-    count = cluster.counters().get("requests", 0)
+def before(cluster, seen):
+    """The workers, by slot; after the test the count is right, no zombie is left, and the engine is whole."""
+    yield seen.wait_ready(WORKERS)
+    count = seen.snapshot().counters.get("requests", 0)
     assert int(cluster.get("/")) == count + 1
-    zombies = [found for found in processes() if found.ppid == cluster.process.pid and found.state == "Z"]
-    wait_for(
-        lambda: not [z for z in zombies if f"{z.pid}" in os.listdir("/proc")], PATIENCE_S, f"{zombies} are reaped"
-    )
+    wait_for(lambda: not zombies(cluster), what="no zombie is left")
     assert "HTTP engine" not in cluster.log, cluster.log
+
+
+def family(cluster):
+    """The launcher and its children."""
+    pid = cluster.process.pid
+    return {pid, *(found.pid for found in processes() if found.ppid == pid)}
+
+
+def zombies(cluster):
+    return [found for found in processes() if found.ppid == cluster.process.pid and found.state == "Z"]
 
 
 def ask(cluster, path):
     return json.loads(cluster.get(path, timeout_s=20.0))
 
 
-def same_workers(cluster, before):
-    assert [w["pid"] for w in whole(cluster, WORKERS)["workers"]] == [w["pid"] for w in before["workers"]]
+def same_workers(seen, before):
+    after = seen.wait_ready(WORKERS)
+    assert {slot: w.pid for slot, w in after.items()} == {slot: w.pid for slot, w in before.items()}
 
 
 def sockets_of(pid):
     """The inodes of a process's sockets."""
     found = set()
-    for entry in os.listdir(f"/proc/{pid}/fd"):
-        try:
+    try:
+        for entry in os.listdir(f"/proc/{pid}/fd"):
             found.add(os.readlink(f"/proc/{pid}/fd/{entry}"))
-        except OSError:
-            continue
+    except OSError:  # it, or that one, has gone meanwhile
+        return sockets_of(pid) if os.path.exists(f"/proc/{pid}") else set()
     return {target for target in found if target.startswith("socket:")}
 
 
 def not_ours(cluster, fds):
     """Nothing in a child's list is the cluster's: no listener, no bus, no ledger, no lock, no leash, no client."""
-    ours = set()
-    for found in processes():
-        if found.ppid == cluster.process.pid or found.pid == cluster.process.pid:
-            ours |= sockets_of(found.pid)
+    ours = set().union(*map(sockets_of, family(cluster)))
     bad = [target for target in fds if target in ours or str(instance(cluster)) in target or not PROPER.match(target)]
     assert not bad, f"{bad} of {fds}"
 
 
 @pytest.mark.parametrize("path", ["/fds_of_subprocess?yes", "/fds_of_subprocess", "/fds_of_shell"])
-def test_executed_programs_inherit_nothing(cluster, unharmed, path):
+def test_executed_programs_inherit_nothing(cluster, seen, before, path):
     """subprocess with and without close_fds, and posix_spawn: no descriptor of the cluster is inheritable."""
     not_ours(cluster, ask(cluster, path))
-    same_workers(cluster, unharmed)
+    same_workers(seen, before)
 
 
-def test_subprocess_run(cluster, unharmed):
-    """Its output and exit code come back; it starts with no signal blocked and none ignored."""
+def test_subprocess_run(cluster, seen, before):
+    """Its output and exit code come back; no signal is ignored in it, and none blocked but those of job control."""
     assert ask(cluster, "/run") == "42"
     masks = ask(cluster, "/signals")
-    assert {int(masks[name], 16) & ~INTERNAL_SIGNALS for name in ("SigBlk", "SigIgn", "SigCgt")} == {0}
-    same_workers(cluster, unharmed)
+    found = {name: int(masks[name], 16) & ~INTERNAL_SIGNALS for name in ("SigBlk", "SigIgn", "SigCgt")}
+    assert found == {"SigBlk": JOB_CONTROL, "SigIgn": 0, "SigCgt": 0}
+    same_workers(seen, before)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_multiprocessing_process(cluster, unharmed, method):
+def test_multiprocessing_process(cluster, seen, before, method):
     """A Process answers through its pipe, exits with 0, and has nothing of ours open."""
     answer = ask(cluster, f"/process?{method}")
     assert answer["exitcode"] == 0
     not_ours(cluster, answer["fds"])
-    same_workers(cluster, unharmed)
+    same_workers(seen, before)
 
 
 @pytest.mark.parametrize("path", ["/pool?fork", "/executor?spawn"])
-def test_pools(cluster, unharmed, path):
+def test_pools(cluster, seen, before, path):
     """multiprocessing.Pool and ProcessPoolExecutor: work is done, and they close."""
     assert ask(cluster, path) == [n * n for n in range(10)]
-    same_workers(cluster, unharmed)
+    same_workers(seen, before)
 
 
-def test_fork_and_exit(cluster, unharmed):
+def test_fork_and_exit(cluster, seen, before):
     """os.fork with a child that ends by os._exit: its code comes back, and it had nothing of ours open."""
     answer = ask(cluster, "/fork_and_exit")
     assert answer["code"] == 7
     not_ours(cluster, answer["answer"])
-    same_workers(cluster, unharmed)
+    same_workers(seen, before)
 
 
-def test_counters_in_a_child(cluster, unharmed):
+def test_counters_in_a_child(cluster, seen, before):
     """incr() and value raise ClusterError there, for new counters too; `worker` is false; TERM has its default."""
-    before = cluster.counters()
+    counters = seen.snapshot().counters
     answer = ask(cluster, "/fork_and_count")["answer"]
     assert [bool(re.match("ClusterError: .*fork", text)) for text in answer[:3]] == [True] * 3, answer
     assert answer[3:] == [False, True]
-    assert cluster.counters() == before
-    same_workers(cluster, unharmed)
+    assert seen.snapshot().counters == counters
+    same_workers(seen, before)
+
+
+def test_a_child_ended_at_its_birth(cluster, seen, before):
+    """TERM right after the fork ends the child, every time, and is not taken for one that was sent to the worker."""
+    assert ask(cluster, "/fork_and_end?100") == [-signal.SIGTERM] * 100
+    same_workers(seen, before)
+    assert not [e for e in seen.events if e.kind in ("disconnect", "exit")], seen.events
+
+
+def test_a_child_of_a_child(cluster, seen, before):
+    """What a child has opened and set up for itself is left alone in the children it forks."""
+    assert ask(cluster, "/fork_twice") == {"files": 64, "handler": True}
+    same_workers(seen, before)
 
 
 @pytest.mark.parametrize(("how", "code"), [("", 1), ("raise", 1), ("exit", 5)])
-def test_a_child_that_returns_from_the_request(cluster, unharmed, how, code):
+def test_a_child_that_returns_from_the_request(cluster, seen, before, how, code):
     """It ends, without a byte to the client and without running the loop; the parent answers once."""
-    base = cluster.counters().get("requests", 0)
+    base = seen.snapshot().counters.get("requests", 0)
     with Load(cluster.address, clients=2) as load, cluster.connect() as sock:
         sock.sendall(f"GET /fork_and_return?{how} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         data = b""
@@ -129,23 +154,22 @@ def test_a_child_that_returns_from_the_request(cluster, unharmed, how, code):
             data += more
     assert data.count(b"HTTP/1.1") == 1, data
     assert data.endswith(b"\r\n\r\n%d" % code), data
-    load.check(cluster.counters()["requests"], base=base)
+    load.check(seen.snapshot().counters["requests"], base=base)
     if how != "exit":  # that is a proper way to end
         cluster.wait_log(
             rf"GET /fork_and_return\?{how}: the application forked a process that returned from the request"
         )
-    assert ("ValueError: in the child" in cluster.log) == (how == "raise") or how == "exit"
-    same_workers(cluster, unharmed)
+    same_workers(seen, before)
 
 
 @pytest.mark.parametrize("argument", ["", "written"])
-def test_a_child_that_returns_in_the_middle_of_a_response(cluster, unharmed, argument):
+def test_a_child_that_returns_in_the_middle_of_a_response(cluster, seen, before, argument):
     """The response is the parent's alone, and whole."""
     assert cluster.get(f"/generator?{argument}") == "begun,1"
-    same_workers(cluster, unharmed)
+    same_workers(seen, before)
 
 
-def test_a_child_that_lives_on(cluster, unharmed):
+def test_a_child_that_lives_on(cluster, seen, before):
     """The client sees the end of its connection all the same; so do later clients."""
     with cluster.connect(timeout_s=5.0) as sock:
         sock.sendall(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -157,25 +181,19 @@ def test_a_child_that_lives_on(cluster, unharmed):
     for _ in range(10):
         cluster.get("/")
     kill(pid)
-    same_workers(cluster, unharmed)
+    same_workers(seen, before)
 
 
-def test_what_a_killed_worker_leaves(cluster, unharmed):
+def test_what_a_killed_worker_leaves(cluster, seen, before):
     """Its pools, their helpers and a child left running are told to end; none is left, not even as a zombie."""
     running_child = ask(cluster, "/left_running")
     pools = ask(cluster, "/pools_left_running")
-    before = whole(cluster, WORKERS)
-    kill(*(w["pid"] for w in before["workers"]))
+    victims = [w.pid for w in before.values()]
+    kill(*victims)
     gone(running_child, *pools)
-    after = by_slot(whole(cluster, WORKERS, without=[w["pid"] for w in before["workers"]]))
-    assert sorted(after) == list(range(WORKERS))
-    family = {cluster.process.pid, *(f.pid for f in processes() if f.ppid == cluster.process.pid)}
-    wait_for(
-        lambda: set(cluster.processes()) <= family | {f.pid for f in processes() if f.ppid == cluster.process.pid},
-        what="nothing but the cluster is left",
-    )
-    command = ["ps", "--no-headers", "-o", "stat", "--ppid", str(cluster.process.pid)]
-    wait_for(lambda: b"Z" not in subprocess.run(command, capture_output=True, check=True).stdout, what="no zombies")
+    seen.wait_ready(WORKERS, without=victims)
+    wait_for(lambda: set(cluster.processes()) <= family(cluster), what="nothing but the cluster is left")
+    wait_for(lambda: not zombies(cluster), what="no zombie is left")
 
 
 def test_a_graceful_end_takes_the_children_along(cluster):

@@ -1,4 +1,4 @@
-"""The bus fails and the processes do not: cut connections, deaf and slow peers, late joiners. Rows 7, 15, 16, 17."""
+"""The bus fails and the processes do not: cut connections, deaf and slow peers, late joiners. Rows 7, 15, 17."""
 
 import ctypes
 import os
@@ -131,7 +131,7 @@ def stay(seen, seconds):
 
 @pytest.mark.parametrize("names", [("ctl",), ("pub",), ("evt",), ("ctl", "pub", "evt")], ids="-".join)
 def test_cut_connections_heal(cluster, seen, told, names):
-    """Shut down while the process lives: reconnected, nobody killed, totals flow both ways, none is missed for good."""
+    """Shut down while the process lives: reconnected, nobody killed, and no total is missed for good."""
     run_dir = instance(cluster)
     before = seen.wait_ready(WORKERS)
     base = cluster.counters().get("requests", 0)
@@ -148,7 +148,7 @@ def test_cut_connections_heal(cluster, seen, told, names):
 
 
 def test_a_worker_without_a_bus_is_not_killed(cluster, seen, told):
-    """Unheard for longer than the hang limit while its ledger tick is fresh: suspect, told to reconnect, left alive."""
+    """Unheard for longer than the hang limit while its ledger tick is fresh: suspect, told to reconnect, alive."""
     run_dir = instance(cluster)
     before = seen.wait_ready(WORKERS)
     lonely = before[1]
@@ -183,7 +183,7 @@ def test_a_worker_that_hears_but_is_not_heard(cluster, seen):
 
 
 def test_a_stopped_subscriber_converges(cluster, seen, told):
-    """It missed many broadcasts; continued, it is told the newest total within a second, and never one that is lower."""
+    """It missed many broadcasts; continued, it is told the newest total in a moment, and never a lower one."""
     before = seen.wait_ready(WORKERS)
     slow = before[0]
     base = cluster.counters().get("requests", 0)
@@ -207,7 +207,7 @@ def test_a_stopped_subscriber_converges(cluster, seen, told):
 
 
 def test_late_joiners(seen_dir, told):
-    """56 joins, eight at once: every new worker is told of the first total after it is READY, and never a lower one."""
+    """56 joins, eight at once: every new worker is told of the first total after it is READY, and of no other."""
     width, rounds = 8, 7
     env = {"SEEN_DIR": str(seen_dir)}
     with running("listening:app", workers=width, env=env) as cluster, Observer(cluster) as seen:
@@ -232,6 +232,7 @@ def test_on_change_in_the_others(cluster, seen, told):
     workers = seen.wait_ready(WORKERS).values()
     took = []
     for _ in range(20):
+        stay(seen, 0.06)  # the bus is idle: what changes now is told at once, not with the next change
         total = int(cluster.get("/"))
         begun = time.monotonic()
         wait_for(lambda: all(told(w.pid)[-1:] == [total] for w in workers), what=f"all are told {total}")  # noqa: B023

@@ -30,6 +30,7 @@ class Script:
         self.answers = ANSWERS[name]
         self.mark = f"ZCT_MARK={folder}"
         self.log_path = folder / "log"
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "app.py"],
@@ -41,6 +42,7 @@ class Script:
                 text=True,
                 bufsize=1,
             )
+        signal.signal(signal.SIGINT, before)
         first = re.fullmatch(r"(\d+) workers on (http://127\.0\.0\.1:\d+)\n", self.line())
         assert first, self.log
         self.workers, self.url = int(first[1]), first[2]

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from anatomy import PATIENCE_S, gone, instance, is_there, kill, ledger, see, whole
+from anatomy import PATIENCE_S, gone, instance, is_there, kill, ledger, see, service, whole
 from harness import Running, running, wait_for
 from load import Load
 
@@ -197,11 +197,11 @@ def test_the_checkpoint_service_is_killed(tmp_path):
     with running("faults:app", state, FAST_DISK, workers=2) as cluster:
         with Load(cluster.address, clients=2, path="/durable") as load:
             for _ in range(3):
-                victim = see(cluster).service
+                victim = service(cluster)
                 kill(victim)
                 gone(victim)
                 answered = load.acknowledged
-                wait_for(lambda: see(cluster).services, PATIENCE_S, "another service")
+                service(cluster, without=[victim])
                 wait_for(lambda: load.acknowledged > answered + 2, PATIENCE_S, "durable again")  # noqa: B023
         load.check(total_of(cluster))
         cluster.wait_log(rf"the checkpoint service {victim} died; starting another")
@@ -214,10 +214,10 @@ def test_the_checkpoint_service_is_killed(tmp_path):
 def test_service_and_master_are_killed_together(tmp_path):
     """The next master asks for a service too; there is exactly one in the end."""
     with running("faults:app", f"--state={tmp_path / 'state'}", FAST_DISK, workers=2) as cluster:
-        seen = see(cluster)
-        kill(seen.service, seen.master)
-        whole(cluster, 2, without=[seen.master])
-        wait_for(lambda: len(see(cluster).services) == 1 and see(cluster).service != seen.service, PATIENCE_S, "one")
+        victims = [service(cluster), see(cluster).master]
+        kill(*victims)
+        whole(cluster, 2, without=victims)
+        service(cluster, without=victims)
         assert cluster.get("/durable") == "1"
 
 

@@ -104,6 +104,32 @@ def test_processes_that_leave_by_themselves_are_not_killed(after_a_crash):
     go.close()
 
 
+def test_a_process_that_has_lost_its_locks_and_still_dies_is_waited_for(after_a_crash):
+    """The kernel lets go of a dying process's locks before its sockets: until it is dead the port may be taken."""
+    gate, go = Gate(), Gate()
+
+    def body():
+        locks = LockFile(after_a_crash.older[0] / "locks")
+        assert locks.try_lock(3)
+        gate.open()
+        go.wait()
+        locks.unlock(3)
+        gate.open()
+        wait_for_kill()
+
+    pid, seen = start(body), {}
+    gate.wait()
+    assert rundir._not_gone(after_a_crash.older, seen) == {pid}
+    go.open()
+    gate.wait()
+    assert rundir._living(after_a_crash.older) == set()
+    assert rundir._not_gone(after_a_crash.older, seen) == {pid}
+    kill(pid)
+    assert rundir._not_gone(after_a_crash.older, seen) == set()
+    gate.close()
+    go.close()
+
+
 def test_a_lock_whose_owner_cannot_be_named_ends_the_wait_with_an_error(after_a_crash, monkeypatch):
     """A lock of an open file description has no owner's pid, as one of another PID namespace: nobody is killed."""
     gate = Gate()

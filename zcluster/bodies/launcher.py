@@ -37,10 +37,7 @@ MASTER_PAUSE_S, MASTER_PAUSE_MAX_S = 0.1, 5.0  # before a restart; "for ever", s
 MASTER_SETTLED_S = 5.0  # a master that lived this long starts the pauses anew
 CHECK_S = 1.0  # how often the master's tick is looked at
 LEAVE_S = 5.0  # zygotes and services at the end; the checkpoint writer needs a disk's time
-OVERRUN_S = (
-    10.0  # beyond the drain deadline of a stop: a new master's start, a dump, a kill. Then the launcher kills.
-)
-
+OVERRUN_S = 10.0  # beyond the drain deadline of a stop: a new master's start, a dump; then the launcher kills
 UNACKNOWLEDGED_MAX = 5000  # deaths kept for a master; more than all lanes, several times over
 
 ZygoteMain = Callable[[int], int]  # (control fd) -> exit code; for an app that lives only in this process's memory
@@ -86,6 +83,8 @@ def serve_handle(config: Config, handle: Channel, owner_fd: int, zygote_main: Zy
     except ClusterError as error:
         handle.send(m.Failed(error.exit_code, str(error)))
         return error.exit_code
+    finally:
+        handle.close()
 
 
 @dataclass
@@ -129,6 +128,7 @@ class Launcher:
                 self._turn(time.monotonic())
         finally:
             self._end_the_rest()
+            self.signals.ignore()
         return self._result(self.final)
 
     # ---- one turn --------------------------------------------------------------------------------------------------
@@ -176,7 +176,8 @@ class Launcher:
     def _on_signal(self, number: int, now: float) -> None:
         if number == signal.SIGCHLD:
             return  # reap() runs every turn
-        if number == signal.SIGTERM or (number == signal.SIGHUP and self.has_terminal):
+        hung_up = number == signal.SIGHUP and self.has_terminal and number not in self.signals.ignored
+        if number == signal.SIGTERM or hung_up:
             self._ask_to_stop(m.Stop(quick=False, why=name_of(number)), now)
         elif number in (signal.SIGINT, signal.SIGQUIT):
             self._ask_to_stop(m.Stop(quick=True, why=name_of(number)), now)

@@ -26,6 +26,7 @@ from zcluster.config import Config
 from zcluster.core import fleet_events as f
 from zcluster.core import messages as m
 from zcluster.core.fleet import Fleet
+from zcluster.core.services import Services
 from zcluster.core.snapshot import fleet_snapshot
 from zcluster.errors import BusError
 from zcluster.unix import lanes, leash, process
@@ -33,6 +34,7 @@ from zcluster.unix.channel import Channel
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import MASTER_BYTE, LockFile
 from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr
+from zcluster.unix.notes import read_note
 from zcluster.unix.signals import Signals
 
 log = logging.getLogger("zcluster.master")
@@ -63,6 +65,7 @@ def main(control_fd: int) -> int:
         return master.run()
     finally:
         master.hub.close()
+        channel.close()
         os.close(leash_fd)
 
 
@@ -80,7 +83,7 @@ class Master:
         self.fleet = Fleet(f.FleetSettings.of(config), self.ledger.epoch, max(1, self.ledger.next_worker_id), random)
         self.peers = Peers()
         self.zygotes: dict[int, tuple[tuple[int, int], Channel]] = {}  # generation -> (pid, start), control socket
-        self.services: dict[str, int] = {}  # kind -> pid
+        self.services = Services(("checkpoint",) if config.state else (), random)
         self.broadcast = Broadcast(self.hub)
         self.totals_dirty = True
         self.tick_due = self.beat_due = 0.0
@@ -145,7 +148,7 @@ class Master:
                 case m.ZygoteUp(generation=generation, pid=pid, start=start):
                     self._zygote_up(generation, (pid, start), Channel.of_fd(fds.pop()))
                 case m.ServiceUp(kind=kind, pid=pid):
-                    self.services[kind] = pid
+                    self.services.up(kind, pid, time.monotonic())
                 case m.Proceed():
                     self._proceed()
                 case m.Died(number=number):
@@ -171,8 +174,6 @@ class Master:
         self._step(f.Started(found.living, found.foreign, generation, found.departed))
         for _pid, channel in self.zygotes.values():
             channel.send(m.Sync(self.ledger.epoch))
-        if self.config.state and "checkpoint" not in self.services:
-            self.channel.send(m.StartService("checkpoint"))
 
     def _on_death(self, death: m.Died) -> None:
         for generation, (zygote, channel) in list(self.zygotes.items()):
@@ -181,16 +182,14 @@ class Master:
                 self._drop_zygote(generation)
                 self._step(f.ZygoteDied(generation, death.code, death.signal))
                 return
-        for kind, pid in list(self.services.items()):
-            if pid == death.pid:
-                log.warning("the %s service %d died; starting another", kind, pid)
-                del self.services[kind]
-                self.channel.send(m.StartService(kind))
-                return
+        loss = self.services.died(death.pid, time.monotonic())
+        if loss:
+            log.warning("%s", loss)
+            return
         worker = self.fleet.by_process(death.pid, death.start)
         if worker is not None and death.code == f.BOOT_FAILED_CODE:
-            self._step(f.BootFailed(worker.id, self._read(f"boot-{worker.id}")))
-        if worker is not None and death.code == f.LANE_TAKEN_CODE:
+            self._step(f.BootFailed(worker.id, read_note(Path(self.boot.run_dir) / f"boot-{worker.id}")))
+        if worker is not None and death.code == f.LANE_TAKEN_CODE and worker.ready_at is None:  # else it is the app's
             self._step(f.LaneTaken(worker.id, worker.lane))
         self._step(f.Died(death.pid, death.start, death.code, death.signal))
 
@@ -319,8 +318,9 @@ class Master:
         if now >= self.tick_due:
             self.tick_due = now + (ORPHAN_TICK_S if self.launcher_gone else self.config.ledger_tick_s)
             self.ledger.master_tick_ns = time.monotonic_ns()
-            if self.launcher_gone:
-                self._look_for_deaths()
+            self._look_for_deaths()
+            for kind in self.services.due(now) if self.proceeding else ():
+                self.channel.send(m.StartService(kind))
             if self.proceeding or self.launcher_gone:
                 self._step(f.Ticked(lanes.ages(self.ledger, self.fleet.living())))
         if now >= self.beat_due:
@@ -332,6 +332,7 @@ class Master:
             self.broadcast.totals(self.ledger.totals(), now)
 
     def _look_for_deaths(self) -> None:
+        """The launcher tells them, with their status; but it may have been stopped, or be dead."""
         for worker in self.fleet.living():
             if worker.pid and not process.is_alive(worker.pid, worker.start):
                 self._step(f.Vanished(worker.id))
@@ -361,7 +362,7 @@ class Master:
                 process.send_signal(pid, start, signal.SIGCONT)  # a stopped process cannot write its stacks
                 process.send_signal(pid, start, process.DUMP_SIGNAL)
             case f.Kill(id=id_, pid=pid, start=start, reason=reason):
-                self._log_stacks(id_, reason)
+                self._log_stacks(f"worker id={id_}", f"stacks-{id_}", reason)
                 process.send_signal(pid, start, signal.SIGKILL)
             case f.Reconnect(id=id_):
                 for alive in self.fleet.living():
@@ -373,9 +374,13 @@ class Master:
                 log.log(logging.getLevelName(level.upper()), "%s", text)
             case f.Running(workers=workers):
                 self.channel.send(m.Running(workers))
+            case f.DumpZygote(generation=generation, reason=reason):
+                log.error("the zygote of generation %d is dumped, then killed: %s", generation, reason)
+                if generation in self.zygotes:  # no SIGCONT: a stopped one would go on with all that it was asked for
+                    process.send_signal(*self.zygotes[generation][0], process.DUMP_SIGNAL)
             case f.KillZygote(generation=generation, reason=reason):
-                log.error("killing the zygote of generation %d: %s", generation, reason)
                 if generation in self.zygotes:
+                    self._log_stacks(f"zygote gen={generation}", f"stacks-zygote-{generation}", reason)
                     process.send_signal(*self.zygotes[generation][0], signal.SIGKILL)
             case f.Finish():
                 self.final = command
@@ -389,12 +394,7 @@ class Master:
             for name in (f"stacks-{worker.id}", f"boot-{worker.id}"):
                 (Path(self.boot.run_dir) / name).unlink(missing_ok=True)
 
-    def _log_stacks(self, id_: int, reason: str) -> None:
-        stacks = self._read(f"stacks-{id_}")
+    def _log_stacks(self, whose: str, note: str, reason: str) -> None:
+        stacks = read_note(Path(self.boot.run_dir) / note)
         if stacks:
-            log.error("stacks of worker id=%d before it is killed (%s):\n%s", id_, reason, stacks.rstrip())
-
-    def _read(self, name: str) -> str:
-        """A small file a worker may have left in the run directory (on tmpfs: no wait for a disk)."""
-        path = Path(self.boot.run_dir) / name
-        return path.read_text(encoding="utf-8", errors="replace")[-65536:] if path.exists() else ""
+            log.error("stacks of %s before it is killed (%s):\n%s", whose, reason, stacks)

@@ -73,6 +73,8 @@ def main(control_fd: int) -> int:
         finished=lambda: not locks.owners(0, LANES_END),
         finish_timeout_s=config.orphan_timeout_s + ORPHAN_MARGIN_S,
     )
+    channel.close()
+    signals.ignore()
     return 0 if complete else os.EX_IOERR
 
 

@@ -32,6 +32,7 @@ from zcluster.unix.application import load
 from zcluster.unix.birth import Birth
 from zcluster.unix.ledgerfile import LedgerFile, open_ledger
 from zcluster.unix.logs import log_to_stderr
+from zcluster.unix.notes import dump_into
 from zcluster.unix.signals import Signals
 
 log = logging.getLogger("zcluster.worker")
@@ -39,6 +40,9 @@ log = logging.getLogger("zcluster.worker")
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 FLUSH_S = 0.01  # increments are told at once, then at most this often: 100 messages a second whatever the load
 PAGE_BYTES = resource.getpagesize()
+# Descriptors that connections must leave free: ours and libzmq's are some 30 (new ones are opened before the old are
+# closed when a master is replaced), the rest is for what the app opens in a request.
+FDS_SPARE = 128
 
 
 def main(birth: Birth) -> int:
@@ -52,14 +56,13 @@ def main(birth: Birth) -> int:
     log_to_stderr(f"worker[{info.slot}] gen={info.generation} id={info.id}", birth.config.log_level)
     signals = Signals(HEARD)
     run_dir = Path(birth.boot.run_dir)
-    stacks_fd = os.open(run_dir / f"stacks-{info.id}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    faulthandler.register(process.DUMP_SIGNAL, file=stacks_fd, all_threads=True)
-    current.fds += [stacks_fd, leash.wear(run_dir / "leash")]
-    signals.unblock(process.BLOCKED)  # all of them: what the app executes inherits our mask
+    current.fds += [dump_into(run_dir / f"stacks-{info.id}"), leash.wear(run_dir / "leash")]
+    signals.unblock(process.LET_IN)
     if process.has_ended(birth.launcher_fd):  # launcher and master may have died before the leash was on
         return 0
     if not birth.locks.try_lock(info.lane):
         return LANE_TAKEN_CODE
+    signals.reset_in_forks()
     ledger = _bind_ledger(birth, run_dir)
     try:
         app = load(birth.config.app) if birth.app is None else birth.app
@@ -103,12 +106,17 @@ class Worker:
                 header_field_bytes=config.limit_request_field_size,
                 header_count=config.limit_request_fields,
                 keep_alive_s=config.keep_alive_s,
+                connections=_connections_max(),
             ),
             tick=self._loop_tick,
             on_exit=self._app_exits,
         )
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.thread = threading.Thread(target=self._serve, name="zcluster-http", daemon=True)
+        # Opened once: a heartbeat must not fail because clients, or the app, have taken all descriptors.
+        self.statm_fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        current.fds.append(self.statm_fd)
+        # No daemon: threads that the app starts in a request inherit that, and would be cut off at the exit.
+        self.thread = threading.Thread(target=self._serve, name="zcluster-http")
         self.serving = self.draining = self.finished = False
         self.code = 0
         self.leaving: m.Leaving | None = None
@@ -125,16 +133,23 @@ class Worker:
         current.wake, current.poke = self._wake, self._poke
         current.at_unbind.append(self._forget_in_child)
         self.lane.state = "online"
-        while not self.finished:
-            now = time.monotonic()
-            due = min(self.tick_due, self.beat_due, self.flush_due if self.dirty else self.beat_due)
-            delivered, ready = self.link.poll(max(0.0, due - now))
-            self._ready_fds(ready)
-            for item in delivered:
-                self._on_delivered(item)
-            self._periodic(time.monotonic())
+        try:
+            while not self.finished:
+                self._turn(time.monotonic())
+        except BaseException:  # the engine must not go on, and hold up the exit, in a worker that nobody leads
+            self.engine.drain(quick=True)
+            raise
         self._leave()
+        self.signals.ignore()
         return self.code
+
+    def _turn(self, now: float) -> None:
+        due = min(self.tick_due, self.beat_due, self.flush_due if self.dirty else self.beat_due)
+        delivered, ready = self.link.poll(max(0.0, due - now))
+        self._ready_fds(ready)
+        for item in delivered:
+            self._on_delivered(item)
+        self._periodic(time.monotonic())
 
     # ---- from other threads ----------------------------------------------------------------------------------------
     def _loop_tick(self) -> None:
@@ -175,11 +190,8 @@ class Worker:
         for entry in os.listdir("/proc/self/fd"):
             if _belongs_to_bus(int(entry), self.birth.boot.run_dir):
                 os.close(int(entry))
-        self.signals.close()
         os.close(self.wake_fd)
         faulthandler.unregister(process.DUMP_SIGNAL)
-        for number in HEARD:
-            signal.signal(number, signal.SIG_DFL)
 
     # ---- the bus ---------------------------------------------------------------------------------------------------
     def _hello(self, link: bytes) -> m.Hello:
@@ -216,6 +228,7 @@ class Worker:
         if not self.serving and not self.finished:
             self.serving = True
             self.lane.state = "ready"
+            self._loop_tick()  # from now on its age is judged, and the import may have taken longer than a hang may
             self.thread.start()
         if self.leaving is not None:
             self.link.send(self.leaving)
@@ -263,7 +276,7 @@ class Worker:
     def _beat(self, now: float) -> m.Beat:
         stats = self.engine.stats
         oldest = stats.oldest_started
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(os.pread(self.statm_fd, 256, 0).split()[1])
         return m.Beat(
             requests=stats.requests,
             inflight=stats.inflight,
@@ -294,6 +307,12 @@ class Worker:
         self.lane.state = "dead"
         for listener in self.listeners:
             listener.detach()  # shared with the others; the process's end closes our descriptor
+
+
+def _connections_max() -> int:
+    """How many clients this worker takes at once: the engine's own limit, or less where descriptors are few."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(Limits.connections, max(soft - FDS_SPARE, soft // 4))
 
 
 def _belongs_to_bus(fd: int, run_dir: str) -> bool:

@@ -10,6 +10,7 @@ same pid, same control socket) by one without the app, and each worker imports t
 Invariant: every Fork is answered by Forked or ForkFailed, in order; so after Sync nothing asked before is open.
 """
 
+import faulthandler
 import gc
 import logging
 import os
@@ -35,6 +36,7 @@ from zcluster.unix.channel import Channel
 from zcluster.unix.forksafety import hazards
 from zcluster.unix.locks import LockFile, zygote_byte
 from zcluster.unix.logs import log_to_stderr
+from zcluster.unix.notes import dump_into
 from zcluster.unix.signals import Signals
 
 log = logging.getLogger("zcluster.zygote")
@@ -48,12 +50,12 @@ App = Callable[..., Any]
 def main(control_fd: int, worker_main: Callable[[Birth], int], resumed: str = "", app: App | None = None) -> int:
     """Run a zygote until its masters are gone. Returns a worker's exit code in each worker; never in the zygote.
 
-    `resumed`: path of the Boot left by an image that found preloading unsafe. `app` is given when it lives only in
-    this process's memory: there is nothing to import.
+    `resumed`: descriptor of the Boot left by an image that found preloading unsafe. `app` is given when it lives only
+    in this process's memory: there is nothing to import.
     """
     signals = Signals(HEARD)
     channel = Channel.of_fd(control_fd)
-    boot = decode_control(Path(resumed).read_bytes()) if resumed else channel.first_message()
+    boot = _left_boot(int(resumed)) if resumed else channel.first_message()
     if not isinstance(boot, m.Boot):
         raise BusError(f"the first message to a zygote was {type(boot).__name__}, not Boot")
     for fd in boot.listener_fds:
@@ -63,10 +65,11 @@ def main(control_fd: int, worker_main: Callable[[Birth], int], resumed: str = ""
     log_to_stderr(f"zygote gen={boot.generation}", config.log_level)
     process.set_title("zc-zygote")
     run_dir = Path(boot.run_dir)
+    stacks_fd = dump_into(run_dir / f"stacks-zygote-{boot.generation}")
     leash_fd = leash.wear(run_dir / "leash")
     locks = LockFile(run_dir / "locks")
     locks.try_lock(zygote_byte(boot.generation))
-    signals.unblock(process.BLOCKED)  # all of them: what the app executes at import inherits our mask
+    signals.unblock(process.LET_IN)
     current.role = "zygote"
     zygote = Zygote(boot, config, channel, signals, locks, launcher_fd, app, app is not None)
     if zygote.import_app():
@@ -74,6 +77,8 @@ def main(control_fd: int, worker_main: Callable[[Birth], int], resumed: str = ""
         if born is not None:
             signals.close()
             channel.close()
+            faulthandler.unregister(process.DUMP_SIGNAL)
+            os.close(stacks_fd)
             os.close(leash_fd)
             return worker_main(Birth(boot, config, born, zygote.app, locks, launcher_fd))
     sys.stdout.flush()
@@ -129,7 +134,7 @@ class Zygote:
         for fd in (memory, self.channel.fileno(), *self.boot.listener_fds):
             os.set_inheritable(fd, True)
         signal.pthread_sigmask(signal.SIG_BLOCK, process.BLOCKED)
-        os.execv(sys.executable, [*_own_argv(), f"resume=/proc/self/fd/{memory}"])
+        os.execv(sys.executable, [*_own_argv(), f"resume={memory}"])
 
     def loop(self) -> m.WorkerInfo | None:
         """Serve masters until they are gone. Returns in each forked worker with its identity, else None."""
@@ -172,20 +177,27 @@ class Zygote:
         try:
             birth = process.fork_orphan()
         except SpawnError as error:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, process.BLOCKED)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, process.LET_IN)
             self.channel.send(m.ForkFailed(worker.id, str(error)))
             return False
         if birth is None:
             born = msgspec.structs.replace(worker, pid=os.getpid(), start=process.start_time(os.getpid()))
             self.forks.append(born)
             return True
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, process.BLOCKED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, process.LET_IN)
         born = msgspec.structs.replace(worker, pid=birth[0], start=birth[1])
         if len(self.forks) >= REMEMBERED:
             self.forks = [f for f in self.forks if process.is_alive(f.pid, f.start)]
         self.forks.append(born)
         self.channel.send(m.Forked(born))
         return False
+
+
+def _left_boot(fd: int) -> m.Control:
+    """What the image before this one has left; its descriptor would be inherited by all that the app executes."""
+    with os.fdopen(fd, "rb") as memory:
+        memory.seek(0)
+        return decode_control(memory.read())
 
 
 def _own_argv() -> list[str]:

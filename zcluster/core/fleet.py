@@ -137,7 +137,7 @@ class Fleet(Acts):
             case f.ImportFailed(generation, text):
                 self._import_failed(generation, text, now)
             case f.ZygoteDied(generation, code, signal):
-                self._zygote_died(generation, status_text(code, signal), now)
+                self._zygote_died(generation, self.zygote.obituary(status_text(code, signal)), now)
             case f.Synced(forks, imported):
                 self.zygote.synced(imported, now)
                 for info in forks:
@@ -251,7 +251,7 @@ class Fleet(Acts):
         self.say("warning", f"the zygote of generation {generation} died. {status}; starting another {when}")
         if not self.ever_ready and self.zygote.failures >= START_TRIES:
             code = SpawnError.exit_code if was == ZYGOTE_ASKED else AppError.exit_code
-            self.fail(code, f"the process that imports the application ends at once: {status}", now)
+            self.fail(code, f"the process that imports the application ended {START_TRIES} times: {status}", now)
 
     # ---- workers ---------------------------------------------------------------------------------------------------
     def _vet(self, info: WorkerInfo) -> None:

@@ -235,7 +235,7 @@ class Acts:
             self.lose(worker, now)
             self.say("error", f"no worker came for slot {worker.slot}: the zygote did not answer")
             if self.stopping is None:
-                self.out += self.zygote.give_up(now)
+                self.out += self.zygote.give_up("it did not fork in time", now)
         elif worker.state in (FORKED, ONLINE):
             text = f"was not ready {now - worker.started_at:.1f} s after its start"
             self.condemn(worker, BOOT_TIMEOUT, text, now)

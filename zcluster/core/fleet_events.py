@@ -203,8 +203,15 @@ class StartZygote(Struct, frozen=True):
     generation: int
 
 
+class DumpZygote(Struct, frozen=True):
+    """The zygote of this generation did not do in time what it had to: have it write its stacks."""
+
+    generation: int
+    reason: str
+
+
 class KillZygote(Struct, frozen=True):
-    """SIGKILL for the zygote of this generation: it did not answer in time. Its death is then told as any other."""
+    """SIGKILL for the zygote of this generation. Its death is then told as any other."""
 
     generation: int
     reason: str
@@ -298,6 +305,6 @@ class Finish(Struct, frozen=True):
 
 
 FleetCommand = (
-    StartZygote | KillZygote | SaveNextId | Fork | SendDrain | Refuse | Terminate | Dump | Kill | Reconnect | Announce
-    | Log | Running | Finish
+    StartZygote | DumpZygote | KillZygote | SaveNextId | Fork | SendDrain | Refuse | Terminate | Dump | Kill
+    | Reconnect | Announce | Log | Running | Finish
 )  # fmt: skip

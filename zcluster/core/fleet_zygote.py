@@ -16,7 +16,7 @@ transition for it.
 from collections.abc import Callable
 from typing import Final
 
-from zcluster.core.fleet_events import FleetCommand, FleetSettings, KillZygote, StartZygote
+from zcluster.core.fleet_events import DumpZygote, FleetCommand, FleetSettings, KillZygote, StartZygote
 from zcluster.core.policy import pause_s
 
 ABSENT, ASKED, IMPORTING, SYNCING, READY, ENDING = "absent", "asked", "importing", "syncing", "ready", "ending"
@@ -41,6 +41,7 @@ ZYGOTE_TRANSITIONS: Final[dict[tuple[str, str], str]] = {
     (ENDING, "died"): ABSENT,
 }
 ENDING_S = 2.0  # a zygote that said it cannot import exits at once; after that it is killed, again and again
+_LATE: Final = {IMPORTING: "its import took longer than the boot timeout", SYNCING: "it did not answer a new master"}
 
 
 class Zygote:
@@ -54,6 +55,7 @@ class Zygote:
         self.failures = 0  # deaths in a row, none of them after a healthy life
         self.broken = False  # the code on disk could not be imported, and has not been since
         self.started = False
+        self.doomed = ""  # why we kill it
         self.retry_at = 0.0
         self.ready_at: float | None = None
         self.deadline: float | None = None
@@ -93,6 +95,7 @@ class Zygote:
         if self.ready_at is not None and now - self.ready_at >= settings.healthy_after_s:
             self.failures = 0
         self.failures += 1
+        self.doomed = ""
         self.ready_at = self.deadline = None
         again = self.failures - 1
         self.retry_at = now + (
@@ -111,13 +114,19 @@ class Zygote:
         if self.deadline is None or now < self.deadline:
             return []
         was = self.state
+        if was in _LATE:
+            return self.give_up(_LATE[was], now)
         self.move("overdue", self.generation, now)
-        return [] if was == ASKED else [KillZygote(self.generation, f"it was {was} for too long")]
+        return [KillZygote(self.generation, self.doomed or "it does not end")] if was == ENDING else []
 
-    def give_up(self, now: float) -> list[FleetCommand]:
-        """It does not answer what it was asked."""
-        return (
-            [KillZygote(self.generation, "it did not fork in time")]
-            if self.move("overdue", self.generation, now)
-            else []
-        )
+    def give_up(self, reason: str, now: float) -> list[FleetCommand]:
+        """It is of no use any more: its stacks first, and a moment later it is killed."""
+        if self.state == ENDING or not self.move("overdue", self.generation, now):
+            return []
+        self.doomed = reason
+        self.deadline = now + self.settings.dump_grace_s
+        return [DumpZygote(self.generation, reason)]
+
+    def obituary(self, status: str) -> str:
+        """How it ended and, when we ended it, why; to be asked before its death is taken in."""
+        return f"{status} ({self.doomed})" if self.doomed else status

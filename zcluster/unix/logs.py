@@ -11,6 +11,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator
+from typing import TextIO
 
 LINE_MAX_BYTES = 4096
 # How long a line may wait for its reader. Launcher and master, who must never stand still, wait PATIENCE_SHORT_S.
@@ -74,15 +75,28 @@ def log_to_stderr(who: str, level: str, patience_s: float = PATIENCE_S) -> None:
 
 def say(line: str) -> None:
     """One line on stdout, now. A stdout that is closed, or that nobody reads any more, is not our failure."""
-    if sys.stdout is None:  # descriptor 1 was closed when the interpreter started
+    _speak(sys.stdout, 1, line)
+
+
+def complain(text: str) -> None:
+    """The last words of a command on stderr, under the same terms: the exit code says it all once more."""
+    _speak(sys.stderr, 2, text)
+
+
+def _speak(stream: TextIO | None, fd: int, text: str) -> None:
+    if stream is None:  # its descriptor was closed when the interpreter started
         return
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    if not poller.poll(PATIENCE_S * 1000):
+        return  # a full pipe: writing would stop us for as long as nobody reads it
     try:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        stream.write(text + "\n")
+        stream.flush()
     except ValueError:  # closed by somebody
         return
     except OSError:
         # The line is still buffered: the interpreter would try again at its end, fail, and exit with code 120.
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)

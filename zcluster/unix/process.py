@@ -12,6 +12,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,10 @@ BLOCKED = (
     signal.SIGTTOU,
     signal.SIGCHLD,
 )
+# What zygotes and workers let in of these; whatever the app executes inherits the rest. They are background processes
+# of the terminal: TTIN and TTOU would stop them (a read from /dev/tty, a print under `stty tostop`), and a stopped
+# worker is a hung one. While these are blocked, a read fails with EIO and a write goes through (termios(3)).
+LET_IN = tuple(number for number in BLOCKED if number not in (signal.SIGTTIN, signal.SIGTTOU))
 
 # What the child runs: sys.path as its starter had it (argv[1], removed), then an entry point of zcluster.start. It
 # imports nothing before that: with -c the working directory comes first, and the app may have a json.py of its own.
@@ -214,6 +219,24 @@ def fork_orphan() -> tuple[int, int] | None:
     The child leads a process group of its own, and writes its identity into the pipe itself: a reported birth is a
     living process, whatever was killed in between. Raises SpawnError when the kernel refuses (EAGAIN, ENOMEM).
     """
+    with _reaping():
+        return _fork_orphan()
+
+
+@contextmanager
+def _reaping() -> Iterator[None]:
+    """While the app ignores SIGCHLD the kernel reaps by itself: a pid we are about to signal could be another's."""
+    ignored = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def _fork_orphan() -> tuple[int, int] | None:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         middle = os.fork()

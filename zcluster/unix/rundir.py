@@ -25,7 +25,7 @@ from zcluster.core.ledger import LedgerError
 from zcluster.errors import SpawnError
 from zcluster.unix.ledgerfile import open_ledger, require_tmpfs
 from zcluster.unix.locks import LockFile
-from zcluster.unix.process import send_signal, start_time
+from zcluster.unix.process import is_alive, send_signal, start_time
 
 NAME_BYTE = 0  # of the name's lock file
 NAMES_MAX = 1000  # far more clusters than one user runs under one app name
@@ -68,11 +68,16 @@ class RunDir:
 
         The last thing a launcher does: the name's lock file goes too, so hold its lock until here.
         """
-        for entry in self.path.iterdir():
-            if not (keep_ledger and entry.name == "ledger"):
-                entry.unlink(missing_ok=True)
-        if keep_ledger:
-            return
+        try:
+            for entry in self.path.iterdir():
+                if not (keep_ledger and entry.name == "ledger"):
+                    entry.unlink(missing_ok=True)
+            if not keep_ledger:
+                self._remove_folders()
+        except FileNotFoundError:
+            pass  # an operator, or logind (RemoveIPC), has removed it under us: what we wanted
+
+    def _remove_folders(self) -> None:
         self.path.rmdir()
         folder = self.path.parent
         (folder / "current").unlink(missing_ok=True)
@@ -87,7 +92,8 @@ class RunDir:
 
 def root_of(base: Path | None) -> Path:
     """The directory of all of this user's clusters."""
-    return (base or DEFAULT_BASE) / f"zcluster-{os.getuid()}"
+    # Absolute: it is told to other processes, and an app may change its directory while it is imported.
+    return (base or DEFAULT_BASE).absolute() / f"zcluster-{os.getuid()}"
 
 
 def claim(base: Path | None, wanted: str, default: str) -> RunDir:
@@ -169,11 +175,20 @@ def _private_directory(path: Path) -> None:
         found = path.lstat()
     except OSError as error:
         raise SpawnError(f"cannot make {path}: {error.strerror}; give another place with --run-dir DIR") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+    if not _is_private(path):
         raise SpawnError(
             f"{path} is not a private directory of uid {os.getuid()} (mode {stat.filemode(found.st_mode)}, "
             f"uid {found.st_uid}); remove it, or give another place with --run-dir DIR"
         )
+
+
+def _is_private(path: Path) -> bool:
+    """Is this a directory (no symbolic link) that is ours and nobody else's?"""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077
 
 
 def await_older(rundir: RunDir, grace_s: float = OLDER_GRACE_S) -> int:
@@ -182,17 +197,16 @@ def await_older(rundir: RunDir, grace_s: float = OLDER_GRACE_S) -> int:
     Their launcher is dead (we hold its lock), so they are leaving: but a worker stuck in C code keeps the port until
     it is killed. Raises SpawnError when one cannot be killed (another PID namespace, uninterruptible sleep).
     """
+    seen: dict[int, int] = {}
     deadline = time.monotonic() + grace_s
-    living = _living(rundir.older)
-    while living and time.monotonic() < deadline:
+    while (living := _not_gone(rundir.older, seen)) and time.monotonic() < deadline:
         time.sleep(0.02)
-        living = _living(rundir.older)
     starts = {pid: start_time(pid) for pid in living}
     living &= _living(rundir.older)  # who still holds a lock after its start was read is the one that `starts` names
     for pid in living:
         send_signal(pid, starts[pid], signal.SIGKILL)
     deadline = time.monotonic() + KILL_GRACE_S
-    while left := _living(rundir.older):
+    while left := _not_gone(rundir.older, seen):
         if time.monotonic() > deadline:
             raise SpawnError(
                 f"processes of an older instance of {rundir.name!r} cannot be killed: {sorted(left)} "
@@ -200,6 +214,17 @@ def await_older(rundir: RunDir, grace_s: float = OLDER_GRACE_S) -> int:
             )
         time.sleep(0.01)
     return len(living)
+
+
+def _not_gone(instances: tuple[Path, ...], seen: dict[int, int]) -> set[int]:
+    """Who holds a lock now, and who of `seen` (pid -> start, kept up to date) does not, but is not dead yet.
+
+    A dying process loses its locks a moment before its sockets are closed (the kernel defers that to the end of its
+    exit), and the port is what we wait for.
+    """
+    holders = _living(instances)
+    seen.update({pid: start_time(pid) for pid in holders - seen.keys()})
+    return holders | {pid for pid, start in seen.items() if start and is_alive(pid, start)}
 
 
 def _living(instances: tuple[Path, ...]) -> set[int]:
@@ -241,7 +266,8 @@ def clusters(base: Path | None) -> list[Found]:
     """The running clusters of this user, by name. Not for a launcher: closing a lock file would drop its lock."""
     found = []
     root = root_of(base)
-    for current in sorted(root.glob("*/current")) if root.is_dir() else ():
+    # Not a directory that another user has put in the place of ours: its "master" would be theirs.
+    for current in sorted(root.glob("*/current")) if _is_private(root) else ():
         try:
             pid = _lock_owner(current.parent / "lock")
             path = current.parent / current.read_text(encoding="ascii")
@@ -253,7 +279,7 @@ def clusters(base: Path | None) -> list[Found]:
 
 
 def _lock_owner(path: Path) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, NAME_BYTE, 1, 0)
         kind, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, query))

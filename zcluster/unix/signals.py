@@ -1,11 +1,12 @@
 """Signals as events: a handler that does nothing, and a file descriptor that says which signal came.
 
 Invariant: no decision is made inside a signal handler. (unicorn's HACKING: as little time as possible in there.)
-SIG_IGN is never used: children of the app would inherit it.
+SIG_IGN is not used before the very end: children of the app would inherit it.
 """
 
 import os
 import signal
+import threading
 from collections.abc import Iterable
 from types import FrameType
 
@@ -21,6 +22,8 @@ class Signals:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._numbers = tuple(numbers)
+        # Whoever started us wanted these not to come: nohup(1) for SIGHUP.
+        self.ignored = frozenset(n for n in self._numbers if signal.getsignal(n) is signal.SIG_IGN)
         for number in self._numbers:
             signal.signal(number, _do_nothing)
             signal.siginterrupt(number, False)
@@ -39,6 +42,43 @@ class Signals:
             return [number for number in os.read(self._reader, 4096) if number in self._numbers]
         except BlockingIOError:
             return []
+
+    def reset_in_forks(self) -> None:
+        """Give every process that the application forks the default actions; to be called once.
+
+        The signals are blocked over the fork: one that is sent to the child before its actions are reset would be
+        swallowed by our handler, and written into the pipe it shares with us, as if it had been sent to us.
+        """
+        owner = os.getpid()
+        forking = threading.local()  # several threads may fork at once
+
+        def block() -> None:
+            if os.getpid() == owner:  # a fork of a fork has handlers of its own
+                forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+
+        def restore() -> None:
+            mask = forking.__dict__.pop("mask", None)
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+        def reset() -> None:
+            if "mask" in forking.__dict__:
+                self.close()
+                for number in self._numbers:
+                    signal.signal(number, signal.SIG_DFL)
+                restore()
+
+        os.register_at_fork(before=block, after_in_parent=restore, after_in_child=reset)
+
+    def ignore(self) -> None:
+        """The exit code stands: nothing that comes now may change it.
+
+        A Python that exits gives signals their default action back, and ends by one that comes then: a clean stop
+        would look like a death. This is process-wide (a mask is not: the app may have threads), and no child is born
+        any more that could inherit it.
+        """
+        for number in self._numbers:
+            signal.signal(number, signal.SIG_IGN)
 
     def close(self) -> None:
         """Give the descriptors back; the handlers stay."""
