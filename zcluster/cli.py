@@ -63,7 +63,10 @@ def _run(**given: Any) -> int:
     Prints one line to stdout when all workers are ready. Logs go to stderr.
     """
     config = read_options({name: value for name, value in given.items() if value not in (None, ())}, os.environ)
-    here = str(Path.cwd())
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError:
+        raise SpawnError("the working directory has been removed; start in one that exists") from None
     if here not in sys.path:  # as `python -m` has it: the app lies where the operator stands
         sys.path.insert(0, here)
     from zcluster.bodies import launcher

@@ -52,7 +52,7 @@ class Load:
                 connection = http.client.HTTPConnection(*self.address, timeout=15)
                 try:
                     connection.connect()
-                except ConnectionRefusedError:
+                except (ConnectionRefusedError, ConnectionResetError):  # reset: the listener was closed over it
                     with self._lock:
                         self.refused += 1
                     connection = None

@@ -20,7 +20,14 @@ class Observer:
         self.cluster = cluster
         self.events = []  # m.Event, in order
         self._answers = {}
-        self.link = Link(str(instance(cluster)), lambda link: m.Hello(link, "handle", os.getpid()), heartbeat_s=0.1)
+        # It notices gaps soon, but does not take a hiccup of a busy machine for a broken link: a test may have made
+        # it impossible to open another one.
+        self.link = Link(
+            str(instance(cluster)),
+            lambda link: m.Hello(link, "handle", os.getpid()),
+            heartbeat_s=0.1,
+            tick_timeout_s=60.0,
+        )
 
     def __enter__(self):
         self.wait(lambda: self.link.joined, "the observer has joined")

@@ -98,7 +98,8 @@ def test_hello_as_a_script():
         victim = pids.pop()
         os.kill(victim, signal.SIGKILL)
         assert hello.line() == f"Worker {victim} died. (killed by signal SIGKILL)\n"
-        assert re.search(rf"Worker {victim} died\. signal SIGKILL; replacing it in slot \d now", hello.log)
+        said = rf"Worker {victim} died\. signal SIGKILL; replacing it in slot \d now"
+        wait_for(lambda: re.search(said, hello.log), what=said)
         wait_for(lambda: int(hello.get()[1]) not in {victim, *pids})
         hello.process.send_signal(signal.SIGINT)
         assert len(hello.ended()) == hello.workers  # each has left, and that is told

@@ -149,7 +149,7 @@ import subprocess, sys, threading
 from zcluster import Cluster
 
 if __name__ == "__main__":
-    with Cluster("faults:app", bind="127.0.0.1:0", workers=2, run_dir=sys.argv[1], heartbeat_s=0.1) as cluster:
+    with Cluster("faults:app", bind="127.0.0.1:0", workers=2, run_dir=sys.argv[1], ledger_tick_s=0.05) as cluster:
         # A child that outlives the program and has inherited all that can be inherited.
         heir = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], close_fds=False)
         print(cluster.url, cluster.snapshot()["launcher_pid"], heir.pid, flush=True)
@@ -178,8 +178,9 @@ def test_the_program_that_owns_the_cluster_is_killed(tmp_path):
         try:
             cluster.url, launcher, heir = owner.stdout.readline().decode().split()
             launcher, heir = int(launcher), int(heir)
-            with asking(cluster, "/slow?0.5") as answers:
-                wait_for(lambda: any(w["inflight"] for w in cluster.workers()), what="the request is in flight")
+            with asking(cluster, "/slow?2") as answers, ledger(cluster) as seen:
+                lanes = [seen.lane(number) for number in range(seen.used_lanes)]
+                wait_for(lambda: any(lane.inflight for lane in lanes), what="the request is in flight")
                 kill(owner.pid)
                 died_at = time.monotonic()
                 assert owner.wait(5) == -signal.SIGKILL

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -95,21 +96,78 @@ def test_nohup_is_respected():
         if pid == 0:
             os.chdir(APPS)
             os.execv(command[0], command)
-        try:
-            said = b""
-            while b"ready on" not in said:
-                said += os.read(terminal, 4096)
+        with os.fdopen(terminal, "rb", buffering=0) as screen:
+            read_until(screen, b"ready on")
             os.kill(pid, signal.SIGHUP)
-            while b"SIGHUP does nothing" not in said:
-                said += os.read(terminal, 4096)
+            read_until(screen, b"SIGHUP does nothing")
             os.kill(pid, signal.SIGTERM)
-            while b"stopping: SIGTERM" not in said:
-                said += os.read(terminal, 4096)
-        finally:
-            os.kill(pid, signal.SIGTERM)
+            read_until(screen, b"stopping: SIGTERM")
             _, status = os.waitpid(pid, 0)
-            os.close(terminal)
         assert os.waitstatus_to_exitcode(status) == 0
+
+
+CLOSED = """
+import os, sys
+from zcluster import Cluster
+told = os.fdopen(os.dup(1), "w")
+for fd in map(int, sys.argv[2]):
+    os.close(fd)
+with Cluster("hello:app", bind="127.0.0.1:0", workers=1, run_dir=sys.argv[1]) as cluster:
+    (worker,) = cluster.workers.values()
+    folder = f"/proc/{worker.pid}/fd/"
+    print(*(os.readlink(folder + number) for number in "012"), file=told)
+"""
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "012"])
+def test_a_program_without_standard_streams_can_hold_a_cluster(closed):
+    """Files of ours that get the numbers 0, 1, 2 there are not taken for streams, here and in the cluster."""
+    with tmpfs_folder() as folder:
+        path = os.pathsep.join(filter(None, (str(APPS), os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-c", CLOSED, str(folder), closed]
+        ended = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=40
+        )
+        assert ended.returncode == 0, ended.stderr
+        streams = ended.stdout.split()
+        assert [streams[int(number)] for number in closed] == ["/dev/null"] * len(closed), streams
+
+
+TO_STOP = """
+import signal, subprocess, sys, termios
+attributes = termios.tcgetattr(0)
+attributes[3] |= termios.TOSTOP
+termios.tcsetattr(0, termios.TCSANOW, attributes)
+job = subprocess.Popen(sys.argv[1:], process_group=0)
+signal.signal(signal.SIGUSR1, lambda *_: job.terminate())
+print("job started", flush=True)
+sys.exit(job.wait())
+"""
+
+
+def test_a_background_job_may_write_to_its_terminal():
+    """Under `stty tostop` the launcher neither stops nor spins: it says ready, and ends when told."""
+    with tmpfs_folder() as folder:
+        options = ["--bind=127.0.0.1:0", "--workers=1", f"--run-dir={folder}"]
+        shell, terminal = pty.fork()
+        if shell == 0:
+            os.chdir(APPS)
+            os.execv(sys.executable, [sys.executable, "-c", TO_STOP, *ZCLUSTER, "run", "hello:app", *options])
+        with os.fdopen(terminal, "rb", buffering=0) as screen:
+            read_until(screen, b"ready on")
+            os.kill(shell, signal.SIGUSR1)
+            read_until(screen, b"stopping: SIGTERM")
+            _, status = os.waitpid(shell, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+
+
+def read_until(screen, wanted):
+    """Read a terminal until it shows this."""
+    said = b""
+    while wanted not in said:
+        ready, _, _ = select.select([screen], [], [], 20.0)
+        assert ready, f"{wanted!r} is not shown:\n{said.decode()}"
+        said += screen.read(4096)
 
 
 def test_a_stopped_launcher_does_not_hold_up_a_replacement():

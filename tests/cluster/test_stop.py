@@ -2,109 +2,22 @@
 
 import contextlib
 import os
-import pty
 import re
-import select
 import signal
 import socket
-import sys
-import termios
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from anatomy import ready, see
+from anatomy import see
 from harness import running, wait_for
 from load import Load
-
-# A stop is a few round trips, below 0.2 s on an idle machine; a worker that is still starting is given 2 s.
-SOON_S = 6.0
-TERM_BIT = 1 << (signal.SIGTERM - 1)
-ALARMS = ("Traceback", "ERROR", "CRITICAL")
-
-
-def blocks_term(cluster):
-    """Has the launcher blocked SIGTERM (proc(5), status)? Not any more, either, when it is gone."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{cluster.process.pid}/status").read_text().splitlines():
-            if line.startswith("SigBlk:"):
-                return bool(int(line.split()[1], 16) & TERM_BIT)
-    return False
+from stopping import KEPT, ONCE, SOON_S, Held, all_answered, answer, ask, blocks_term, is_calm
 
 
 def has(cluster, name):
     """Is there a file of this name in the run directory?"""
     return any(entry.endswith(f"/{name}") for entry in cluster.files())
-
-
-ONCE = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-KEPT = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-def ask(cluster, path):
-    """A connection with its one request on its way; `answer` takes the rest."""
-    sock = cluster.connect(20.0)
-    sock.sendall(ONCE.replace(b" / ", f" {path} ".encode()))
-    return sock
-
-
-def answer(sock):
-    """The whole answer to the request on this connection; returns its body."""
-    data = b""
-    with sock:
-        while not (found := re.search(rb"\r\nContent-Length: (\d+)\r\n(?:.*\r\n)?\r\n", data, re.DOTALL)) or len(
-            data
-        ) < found.end() + int(found[1]):
-            part = sock.recv(4096)
-            assert part, f"closed after {data!r}"
-            data += part
-    assert data.startswith(b"HTTP/1.1 200 OK\r\n"), data
-    return data[found.end() :]
-
-
-def all_answered(socks):
-    """Each request has its answer, and each was counted (two that are counted at once may see the same total)."""
-    totals = [int(answer(sock)) for sock in socks]
-    assert max(totals) == len(totals), sorted(totals)
-    return True
-
-
-class Held:
-    """A cluster in whose workers requests are held until `go`."""
-
-    def __init__(self, folder, *options, **more):
-        self.folder = folder
-        self.context = running("holding:app", *options, env={"HOLD_DIR": str(folder)}, **more)
-
-    def __enter__(self):
-        self.cluster = self.context.__enter__()
-        return self.cluster, self
-
-    def __exit__(self, *what):
-        return self.context.__exit__(*what)
-
-    def hold(self, number):
-        """Ask until so many workers hold a request; returns the connections (one worker may have got several)."""
-        socks = []
-
-        def all_hold():
-            held = len(list(self.folder.glob("held-*")))
-            if held < number and len(socks) <= 2 * held:  # idle workers race for each, busy ones do not
-                socks.append(ask(self.cluster, "/hold"))
-            return held >= number
-
-        wait_for(all_hold)
-        return socks
-
-    def go(self):
-        (self.folder / "go").touch()
-
-
-def is_calm(log):
-    """Nothing in it alarms."""
-    assert not [line for line in log.splitlines() if any(word in line for word in ALARMS)], log
-    return True
 
 
 # ---- TERM at any moment --------------------------------------------------------------------------------------------
@@ -352,121 +265,3 @@ def test_a_worker_is_sent_term_in_its_last_moment():
     with running("late_signal:app", "--no-preload") as cluster:
         log = cluster.end(timeout_s=SOON_S)
         assert len(re.findall(r"Worker \d+ died\. left as it was told; ", log)) == 2, log
-
-
-# ---- terminals -----------------------------------------------------------------------------------------------------
-# Makes its standard input the controlling terminal of a session of its own, itself the foreground group, and execs.
-IN_TERMINAL = (
-    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "os.execv(sys.argv[1], sys.argv[1:])"
-)
-
-
-READY_URL = re.compile(r"zcluster: ready on (\S+) ")
-
-
-class Terminal:
-    """A pseudo-terminal with a cluster in its foreground; `screen` is all that was shown on it."""
-
-    def __init__(self, app="counting:app", *, stops_output=False):
-        self.keyboard, self.theirs = pty.openpty()
-        self.screen = ""
-        if stops_output:
-            settings = termios.tcgetattr(self.theirs)
-            settings[3] |= termios.TOSTOP
-            termios.tcsetattr(self.theirs, termios.TCSANOW, settings)
-        streams = {"stdin": self.theirs, "stdout": self.theirs, "stderr": self.theirs}
-        self.cluster = running(app, wait=False, popen=streams, prefix=[sys.executable, "-c", IN_TERMINAL])
-
-    def __enter__(self):
-        cluster = self.cluster.__enter__()
-        os.close(self.theirs)
-        return cluster
-
-    def __exit__(self, *what):
-        self.close()
-        return self.cluster.__exit__(*what)
-
-    def close(self):
-        """Close the window."""
-        if self.keyboard >= 0:
-            os.close(self.keyboard)
-            self.keyboard = -1
-
-    def read(self, until="", timeout_s=20.0):
-        """Read until this was shown; by default until nobody has the terminal open any more."""
-        while not until or until not in self.screen:
-            assert select.select([self.keyboard], [], [], timeout_s)[0], self.screen
-            try:
-                self.screen += os.read(self.keyboard, 65536).decode()
-            except OSError:  # EIO: its last user is gone
-                assert not until, self.screen
-                return
-
-    def read_ready(self, cluster):
-        """Read the ready line."""
-        self.read("ready on ")
-        self.read(" workers, master ")
-        cluster.url = READY_URL.search(self.screen)[1]
-
-
-def test_ctrl_c():
-    """In a terminal, one Ctrl-C is one clean stop: each line once, no traceback, exit 0."""
-    terminal = Terminal()
-    with terminal as cluster:
-        terminal.read_ready(cluster)
-        pids = ready(cluster).values()
-        os.write(terminal.keyboard, b"\x03")
-        terminal.read()
-        cluster.ended(SOON_S)
-    assert is_calm(terminal.screen)
-    assert len(pids) == 2
-    for line in ("zcluster: ready on ", "stopping quickly: SIGINT", *(f"Worker {pid} died. left" for pid in pids)):
-        assert terminal.screen.count(line) == 1, terminal.screen
-    lines = [line for line in terminal.screen.splitlines() if "did not run for" not in line]  # on a busy machine
-    assert len(lines) == 4, terminal.screen
-
-
-def test_ctrl_c_while_it_starts():
-    """Nor is there a traceback when it comes at once."""
-    terminal = Terminal()
-    with terminal as cluster:
-        wait_for(lambda: blocks_term(cluster))
-        os.write(terminal.keyboard, b"\x03")
-        terminal.read()
-        cluster.ended(SOON_S)
-    assert is_calm(terminal.screen)
-
-
-def test_the_terminal_is_closed():
-    """SIGHUP from a terminal that goes away is a TERM: a request in flight is answered, nothing is left."""
-    terminal = Terminal()
-    with terminal as cluster:
-        terminal.read_ready(cluster)
-        with ask(cluster, "/slow?0.2") as slow:
-            terminal.close()
-            cluster.ended(SOON_S)
-            assert answer(slow) == b"1"
-
-
-def test_workers_are_in_the_background():
-    """Yet they may write to the terminal, even to one set to stop such output; asking it for input fails."""
-    terminal = Terminal("talking:app", stops_output=True)
-    with terminal as cluster:
-        terminal.read_ready(cluster)
-        assert cluster.get("/one") == "printed"
-        terminal.read("asked for /one")
-        assert cluster.get("/read") == "cannot read: Input/output error; stdin: b''"
-        os.write(terminal.keyboard, b"\x03")
-        terminal.read()
-        cluster.ended(SOON_S)
-    assert is_calm(terminal.screen)
-
-
-def test_hup_without_a_terminal():
-    """It ends nothing there: for a service it means something else."""
-    with running("counting:app", popen={"start_new_session": True}) as cluster:
-        cluster.signal(signal.SIGHUP)
-        cluster.wait_log("SIGHUP does nothing")
-        assert cluster.get() == "1"
-        cluster.end()

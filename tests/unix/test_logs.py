@@ -185,3 +185,22 @@ def test_a_reader_that_stopped_does_not_stop_us(tmp_path):
     os.close(writer)
     assert re.search(r"pid=\d+: \d+ log lines were lost\n", text)
     assert text.endswith("after the gap\n")
+
+
+def test_the_last_room_in_a_pipe_stops_nobody():
+    """It looked as if a line could be written, but another process took the room: the line is lost, nobody waits."""
+    reader, writer = os.pipe()
+
+    def body():
+        os.dup2(writer, 2)
+        log_to_stderr("master", "info")
+        (handler,) = logging.getLogger("zcluster").handlers
+        handler._is_writable = lambda timeout_s: True  # what it saw a moment before the others wrote
+        full = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(full, bytes(1 << 20))  # as much as there is room for
+        logging.getLogger("zcluster.test").error("x")
+        return handler._lost, os.get_blocking(2)
+
+    assert in_child(body) == (1, True)
+    os.close(reader)
+    os.close(writer)

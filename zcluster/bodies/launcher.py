@@ -104,6 +104,7 @@ class Launcher:
     unacknowledged: dict[int, m.Died] = field(default_factory=dict)
     numbers: int = 0
     stop: m.Stop | None = None
+    told_to_stop: bool = False  # by a signal
     stop_deadline: float = float("inf")
     final: int | None = None
     failure: str = ""
@@ -145,8 +146,7 @@ class Launcher:
         for death in process.reap():
             self._on_death(death, now)
         if self.master is not None:
-            for message, fds in self.master.channel.receive():
-                self._on_message(message, fds, now)
+            self._hear_master(now)
         self.strays.sweep(now)
         self._check_master(now)
         if now >= self.stop_deadline:
@@ -178,18 +178,17 @@ class Launcher:
             return  # reap() runs every turn
         hung_up = number == signal.SIGHUP and self.has_terminal and number not in self.signals.ignored
         if number == signal.SIGTERM or hung_up:
-            self._ask_to_stop(m.Stop(quick=False, why=name_of(number)), now)
+            self._ask_to_stop(m.Stop(quick=self.told_to_stop, why=name_of(number)), now)
+            self.told_to_stop = True
         elif number in (signal.SIGINT, signal.SIGQUIT):
             self._ask_to_stop(m.Stop(quick=True, why=name_of(number)), now)
         else:
             log.warning("%s does nothing in this release", name_of(number))
 
     def _ask_to_stop(self, wish: m.Stop, now: float) -> None:
-        """A first wish drains, a second one hurries: whatever it was, nobody asks twice for a slow end."""
-        if self.stop is not None:
-            wish = m.Stop(quick=True, why=wish.why)
-            if self.stop.quick:
-                return
+        """A first wish drains; a second *signal* hurries: an orchestrator's TERM after `zcluster stop` does not."""
+        if self.stop is not None and (self.stop.quick or not wish.quick):
+            return
         log.info("stopping%s: %s", " quickly" if wish.quick else "", wish.why)
         self.stop = wish
         config = self.site.config
@@ -198,11 +197,10 @@ class Launcher:
         self._admit_nobody()
 
     def _admit_nobody(self) -> None:
-        """A stop has begun: let go of what only new workers need.
+        """A stop has begun: let go of what only new workers need, so that the port closes when the last one leaves.
 
-        The port closes when the last worker has left it, and clients go elsewhere; were it still open here, they
-        would wait for the slowest request in flight and then be reset. A zygote has nothing to lose: it runs no exit
-        functions, and its import may take longer than anybody wants to wait.
+        Were it open here, clients would wait for the slowest request in flight and then be reset. A zygote has
+        nothing to lose: it runs no exit functions, and its import may take longer than anybody wants to wait.
         """
         self.site.close_listeners()
         for zygote in self.zygotes.values():
@@ -245,8 +243,7 @@ class Launcher:
 
     def _on_master_death(self, death: Death, now: float) -> None:
         assert self.master is not None
-        for message, fds in self.master.channel.receive():  # its last words
-            self._on_message(message, fds, now)
+        self._hear_master(now)  # its last words
         self.master.channel.close()
         settled = now - self.master.since >= MASTER_SETTLED_S
         self.master = None
@@ -260,6 +257,15 @@ class Launcher:
         self.master_due = now + pause
         how = f"exit code {death.code}" if death.signal is None else name_of(death.signal)
         log.error("Master %d died. %s; workers go on serving, a new master starts in %.1f s", death.pid, how, pause)
+
+    def _hear_master(self, now: float) -> None:
+        assert self.master is not None
+        try:
+            for message, fds in self.master.channel.receive():
+                self._on_message(message, fds, now)
+        except BusError as error:  # it is beside itself; the next one will not be
+            log.error("Master %d: %s; killing it", self.master.pid, error)
+            process.send_signal(self.master.pid, self.master.start, signal.SIGKILL)
 
     def _on_message(self, message: m.Control, fds: list[int], now: float) -> None:
         for fd in fds:  # a master sends none
@@ -374,24 +380,15 @@ class Launcher:
             service.channel.send(m.Stop(quick=not orderly))
         kept = False
         while orderly and (self.zygotes or self.services or self.strays) and time.monotonic() < deadline:
-            self._await_signal(0.1)
+            self.signals.wait(0.1)
             for death in process.reap():
-                kept |= self._is_failed_service(death)
+                kept |= death.code != 0 and death.pid in [service.pid for service in self.services.values()]
                 self._on_death(death, time.monotonic())
             self.strays.sweep(time.monotonic())
         kept |= bool(self.services)
         if not process.kill_children(LEAVE_S):
             log.error("some processes cannot be killed (in uninterruptible sleep?)")
         self.site.close(keep_ledger=kept)
-
-    def _is_failed_service(self, death: Death) -> bool:
-        return death.code != 0 and any(service.pid == death.pid for service in self.services.values())
-
-    def _await_signal(self, timeout_s: float) -> None:
-        poller = select.poll()
-        poller.register(self.signals.fileno(), select.POLLIN)
-        poller.poll(timeout_s * 1000)
-        self.signals.take()
 
     def _result(self, code: int) -> int:
         """The exit code, or the error that stands for it."""

@@ -66,6 +66,7 @@ def main(birth: Birth) -> int:
     ledger = _bind_ledger(birth, run_dir)
     try:
         app = load(birth.config.app) if birth.app is None else birth.app
+        signals.rearm()
         if current.counting is not None:
             current.counting.bind_all()
     except ClusterError as error:  # the app, or more counters than the ledger has room for

@@ -271,8 +271,13 @@ class Exchange:
         stats.inflight = 1
         try:
             self._run()
+        except BrokenPipeError as error:
+            if self._connection.is_open:  # not our client: some pipe of the application's own
+                self._failed(error)
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._leave(error)
         except BaseException as error:  # user code was called: whatever it is, it ends this request only
-            self._raised(error)
+            self._failed(error)
         finally:
             stats.inflight = 0
             stats.oldest_started = 0.0
@@ -283,14 +288,6 @@ class Exchange:
         self._connection.settle(bool(self._flags & CLOSE))
 
     # ---- what goes wrong -------------------------------------------------------------------------------------------
-    def _raised(self, error: BaseException) -> None:
-        if self._shared.forked:
-            self._end_child(error)
-        elif isinstance(error, SystemExit | KeyboardInterrupt):
-            self._leave(error)
-        elif not isinstance(error, BrokenPipeError) or self._connection.is_open:  # else our client went away
-            self._failed(error)
-
     def _end_child(self, error: BaseException | None) -> NoReturn:
         """A process that the application forked has come back to us: its parent answers, and it is no worker."""
         if isinstance(error, SystemExit):
@@ -299,7 +296,7 @@ class Exchange:
             code = 1
             self._log(
                 "forked a process that returned from the request; it is ended (os._exit() is how it should end)",
-                exc_info=None if isinstance(error, BrokenPipeError) else error,
+                exc_info=error,
             )
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
@@ -308,6 +305,8 @@ class Exchange:
 
     def _failed(self, error: BaseException) -> None:
         """The application raised: a 500 when nothing was sent, else the end of the connection; always logged."""
+        if self._shared.forked:
+            self._end_child(error)
         environ = self.environ
         outcome = "answered 500" if not self._sent else "the connection is cut"
         if self._complete:
@@ -335,6 +334,8 @@ class Exchange:
 
     def _leave(self, error: BaseException) -> None:
         """SystemExit (or Ctrl-C) in a request: this one fails; the worker drains and ends with the code."""
+        if self._shared.forked:
+            self._end_child(error)
         code = self._exit_code(error)
         self._flags |= CLOSE
         self._failed(error)

@@ -9,8 +9,11 @@ Only the logger "zcluster" is configured; the app's logging is its own.
 import logging
 import os
 import select
+import signal
+import stat
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 LINE_MAX_BYTES = 4096
@@ -45,13 +48,54 @@ class _OneWrite(logging.Handler):
             self._lost += 1
             return
         try:
-            os.write(2, piece)
+            with _unstoppable():
+                os.write(_descriptor(), piece)
+        except BlockingIOError:  # another process took the room between our look and our write
+            self._lost += 1
         except OSError:  # stderr is closed or its reader is gone: there is nowhere to say so
             pass
 
     def _is_writable(self, timeout_s: float) -> bool:
         """Can 4096 bytes be written without waiting? An error counts as yes: the write will tell."""
         return bool(self._poller.poll(timeout_s * 1000))
+
+
+_own_pipe = -1  # our own description of the pipe that stderr is
+
+
+def _descriptor() -> int:
+    """Where to write: stderr, or when that is a pipe, a description of our own of it that never blocks.
+
+    O_NONBLOCK on stderr itself would hit all who share it, the operator's shell included. Looked at anew for every
+    line, because the app may redirect 2, and a fork may close what it does not know.
+    """
+    global _own_pipe
+    stderr = os.fstat(2)
+    if not stat.S_ISFIFO(stderr.st_mode):
+        return 2
+    try:
+        if os.path.samestat(stderr, os.fstat(_own_pipe)):
+            return _own_pipe
+    except OSError:
+        pass  # not opened yet, or closed by somebody
+    try:
+        _own_pipe = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # no reader (ENXIO), no /proc, no descriptor left
+        return 2
+    return _own_pipe
+
+
+@contextmanager
+def _unstoppable() -> Iterator[None]:
+    """Write although `stty tostop` forbids it to a background job, as daemons do (termios(3)).
+
+    The launcher has a handler for SIGTTOU, so the kernel would restart the write, send the signal again, and so on.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _pieces(text: str, *, whole: bool) -> Iterator[bytes]:
@@ -91,8 +135,9 @@ def _speak(stream: TextIO | None, fd: int, text: str) -> None:
     if not poller.poll(PATIENCE_S * 1000):
         return  # a full pipe: writing would stop us for as long as nobody reads it
     try:
-        stream.write(text + "\n")
-        stream.flush()
+        with _unstoppable():
+            stream.write(text + "\n")
+            stream.flush()
     except ValueError:  # closed by somebody
         return
     except OSError:

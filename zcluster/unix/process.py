@@ -5,6 +5,7 @@ field 22): a pid alone may be somebody else by the time it is used.
 """
 
 import ctypes
+import fcntl
 import os
 import select
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zcluster.errors import SpawnError
 
@@ -192,7 +194,7 @@ def close_fds_but(kept: Iterable[int]) -> None:
 
 
 def spawn(role: str, fds: Sequence[int], *, name: str) -> tuple[int, int]:
-    """Exec a fresh interpreter as `role` with `fds` inherited under their own numbers; returns (pid, start).
+    """Exec a fresh interpreter as `role`, with `fds` inherited (under their own numbers from 3 on); (pid, start).
 
     It starts in a process group of its own (a terminal's Ctrl-C is the launcher's to interpret) and with our signals
     blocked until its handlers stand. Raises SpawnError when the machine refuses.
@@ -202,15 +204,29 @@ def spawn(role: str, fds: Sequence[int], *, name: str) -> tuple[int, int]:
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     path = [entry for entry in sys.path if isinstance(entry, str)]  # the import system ignores anything else
     argv = [sys.executable, *flags, "-c", _EXEC, repr(path), f"zcluster-{role}", role, name]
-    argv += [str(fd) for fd in fds]
+    # A program that has closed its standard streams: their numbers are files of ours here, and must be streams there.
+    moved = {fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in fds if fd <= 2}
+    numbers = [moved.get(fd, fd) for fd in fds]
+    argv += [str(fd) for fd in numbers]
     # A background process that reads the terminal would be stopped for it (termios(3)), and taken for hung.
-    actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]  # type: ignore[list-item]
-    actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds]  # onto itself: clears close-on-exec (posix_spawn(3))
+    opened = [(0, os.O_RDONLY), *((fd, os.O_WRONLY) for fd in (1, 2) if not _is_passed_on(fd))]
+    actions: list[Any] = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, flag, 0) for fd, flag in opened]
+    actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in numbers]  # onto itself: clears close-on-exec (posix_spawn(3))
     try:
         pid = os.posix_spawn(sys.executable, argv, os.environ, file_actions=actions, setpgroup=0, setsigmask=BLOCKED)
     except OSError as error:
         raise SpawnError(f"cannot start the {role} process: {error.strerror}") from error
+    finally:
+        for fd in moved.values():
+            os.close(fd)
     return pid, start_time(pid)
+
+
+def _is_passed_on(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
 
 
 def fork_orphan() -> tuple[int, int] | None:

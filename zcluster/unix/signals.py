@@ -5,6 +5,7 @@ SIG_IGN is not used before the very end: children of the app would inherit it.
 """
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Iterable
@@ -32,9 +33,22 @@ class Signals:
         """The handlers stand: let what was kept pending since before the fork or exec come in, and `more`."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*self._numbers, *more})
 
+    def rearm(self) -> None:
+        """Take the wake-up descriptor back: the app may have had an event loop of its own while it was imported."""
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in self._numbers:
+            signal.signal(number, _do_nothing)
+
     def fileno(self) -> int:
         """Readable when a signal has come."""
         return self._reader
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when a signal has come, or after `timeout_s`; what came is forgotten."""
+        poller = select.poll()
+        poller.register(self._reader, select.POLLIN)
+        poller.poll(timeout_s * 1000)
+        self.take()
 
     def take(self) -> list[int]:
         """The numbers of the signals that came, in order."""
@@ -74,8 +88,8 @@ class Signals:
         """The exit code stands: nothing that comes now may change it.
 
         A Python that exits gives signals their default action back, and ends by one that comes then: a clean stop
-        would look like a death. This is process-wide (a mask is not: the app may have threads), and no child is born
-        any more that could inherit it.
+        would look like a death. This is process-wide; a mask is not, and the app may have threads. A child that one
+        of the app's atexit functions starts does inherit it, and is ended by SIGKILL instead.
         """
         for number in self._numbers:
             signal.signal(number, signal.SIG_IGN)
