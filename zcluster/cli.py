@@ -47,7 +47,11 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+# On every command: click makes the help option once, with the names that the first context it meets has.
+_SETTINGS: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(invoke_without_command=True, context_settings=_SETTINGS)
 @click.version_option(package_name="zcluster", prog_name="zcluster")
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -129,7 +133,15 @@ def _parameter(option: Option) -> click.Parameter:
     )
 
 
-cli.add_command(click.Command("run", callback=_run, params=[_parameter(o) for o in options()], help=_run.__doc__))
+cli.add_command(
+    click.Command(
+        "run",
+        callback=_run,
+        params=[_parameter(o) for o in options()],
+        help=_run.__doc__,
+        context_settings=_SETTINGS,
+    )
+)
 
 
 # ---- commands to a running cluster ---------------------------------------------------------------------------------
@@ -144,7 +156,7 @@ def _which(command: Callable[..., int | None]) -> Callable[..., int | None]:
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-@cli.command()
+@cli.command(context_settings=_SETTINGS)
 @_which
 @_as_json
 def ps(name: str, run_dir: str, as_json: bool) -> None:
@@ -157,7 +169,7 @@ def ps(name: str, run_dir: str, as_json: bool) -> None:
     click.echo(json.dumps(seen) if as_json else cluster_table(seen))
 
 
-@cli.command()
+@cli.command(context_settings=_SETTINGS)
 @_which
 @_as_json
 def counters(name: str, run_dir: str, as_json: bool) -> None:
@@ -170,7 +182,7 @@ def counters(name: str, run_dir: str, as_json: bool) -> None:
     click.echo(json.dumps(totals) if as_json else counters_table(totals))
 
 
-@cli.command()
+@cli.command(context_settings=_SETTINGS)
 @_which
 @click.option("--quick", is_flag=True, help="Do not wait for requests in flight longer than --quick-timeout.")
 @click.option("--wait", is_flag=True, help="Return when the cluster has ended, not when it has been told.")

@@ -52,8 +52,8 @@ class Snapshot(Struct, frozen=True, array_like=True):
     workers: tuple[WorkerInfo, ...]
     heads: dict[str, int] = {}  # topic -> number of the last message published in this epoch
     dropped: dict[str, int] = {}  # what the master's bus counted and dropped, by reason
-    received: dict[str, int] = {}  # what it admitted, by socket
     recent: "tuple[Event, ...]" = ()  # the last events published, for a peer that missed some
+    received: dict[str, int] = {}  # messages the master admitted, by socket
 
 
 # ---- ctl, peer -> master ------------------------------------------------------------------------------------------

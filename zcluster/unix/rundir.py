@@ -153,11 +153,11 @@ def _check_length(folder: Path) -> None:
 
 
 def _instance(name: str, folder: Path, lock: LockFile) -> RunDir:
-    older = tuple(entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.is_symlink())
     path = folder / secrets.token_hex(INSTANCE_BYTES)
     try:
+        older = tuple(entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.is_symlink())
         _private_directory(path)
-    except SpawnError:
+    except (OSError, SpawnError):
         lock.close()
         raise
     return RunDir(name, path, lock, older)
