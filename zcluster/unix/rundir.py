@@ -81,13 +81,17 @@ class RunDir:
         self.path.rmdir()
         folder = self.path.parent
         (folder / "current").unlink(missing_ok=True)
-        if not any(entry.is_dir() for entry in folder.iterdir()):
-            (folder / "lock").unlink(missing_ok=True)
-            for empty in (folder, folder.parent):
-                try:
-                    empty.rmdir()
-                except OSError:  # another cluster lives there, or is being started this moment
-                    break
+        _remove_name(folder)
+
+
+def _remove_name(folder: Path) -> None:
+    """Remove the folder of a name whose lock we hold, and its parent, if they are empty. Needs no descriptor."""
+    (folder / "lock").unlink(missing_ok=True)  # whoever finds it gone makes another
+    for empty in (folder, folder.parent):
+        try:
+            empty.rmdir()
+        except OSError:  # an older instance's ledger is kept there, another cluster lives there, or is being started
+            break
 
 
 def root_of(base: Path | None) -> Path:
@@ -158,6 +162,7 @@ def _instance(name: str, folder: Path, lock: LockFile) -> RunDir:
         older = tuple(entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.is_symlink())
         _private_directory(path)
     except (OSError, SpawnError):
+        _remove_name(folder)
         lock.close()
         raise
     return RunDir(name, path, lock, older)
