@@ -38,7 +38,11 @@ from zcluster.unix.signals import Signals
 log = logging.getLogger("zcluster.worker")
 
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-FLUSH_S = 0.01  # increments are told at once, then at most this often: 100 messages a second whatever the load
+# Increments are told at once, then not before FLUSH_S later; while they keep coming the pause doubles up to
+# FLUSH_MAX_S, the period at which the master publishes totals anyway. Every flush takes the GIL from the app a dozen
+# times (each call into libzmq gives it back). Measured at 18,000 requests/s: 100 flushes a second cost 7 us a
+# request, 20 a second 4 us.
+FLUSH_S, FLUSH_MAX_S = 0.01, 0.05
 PAGE_BYTES = resource.getpagesize()
 # Descriptors that connections must leave free: ours and libzmq's are some 30 (new ones are opened before the old are
 # closed when a master is replaced), the rest is for what the app opens in a request.
@@ -122,8 +126,9 @@ class Worker:
         self.code = 0
         self.leaving: m.Leaving | None = None
         self.launcher_gone = False
-        self.flush_due = 0.0
-        self.dirty = False
+        self.flush_due, self.flush_pause_s = 0.0, FLUSH_S
+        self.dirty = False  # a counter changed
+        self.cooling = False  # increments were told just now: changes need not wake us, we look at `flush_due` anyway
         self.tick_due = self.beat_due = 0.0
         self.link = Link(birth.boot.run_dir, self._hello, topics=(m.TOTALS,), heartbeat_s=config.heartbeat_s)
         for fd in (signals.fileno(), self.wake_fd, birth.launcher_fd):
@@ -131,7 +136,7 @@ class Worker:
 
     def run(self) -> int:
         """Until the engine has drained."""
-        current.wake, current.poke = self._wake, self._poke
+        current.wake, current.poke = self._on_change, self._poke
         current.at_unbind.append(self._forget_in_child)
         self.lane.state = "online"
         try:
@@ -145,7 +150,7 @@ class Worker:
         return self.code
 
     def _turn(self, now: float) -> None:
-        due = min(self.tick_due, self.beat_due, self.flush_due if self.dirty else self.beat_due)
+        due = min(self.tick_due, self.beat_due, self.flush_due if self.dirty or self.cooling else self.beat_due)
         delivered, ready = self.link.poll(max(0.0, due - now))
         self._ready_fds(ready)
         for item in delivered:
@@ -169,6 +174,12 @@ class Worker:
             self.code = os.EX_SOFTWARE
         self.finished = True
         self._wake()
+
+    def _on_change(self) -> None:
+        # In this order, against the one in `_flush`: whoever comes second sees what the other did.
+        self.dirty = True
+        if not self.cooling:
+            self._wake()
 
     def _wake(self) -> None:
         os.eventfd_write(self.wake_fd, 1)
@@ -255,9 +266,7 @@ class Worker:
         if now >= self.tick_due:
             self.tick_due = now + self.config.ledger_tick_s
             self.lane.bus_tick_ns = time.monotonic_ns()
-            if (
-                stats.requests != self.lane.requests
-            ):  # the loop's own tick comes once per round, of many slow requests
+            if stats.requests != self.lane.requests:  # the loop's own tick comes once per round, which may be long
                 self._loop_tick()
             self.lane.inflight, self.lane.connections, self.lane.requests = (
                 stats.inflight,
@@ -271,7 +280,7 @@ class Worker:
             self.beat_due = now + self.config.heartbeat_s
             if self.link.joined:
                 self.link.send(self._beat(now))
-        if self.dirty and now >= self.flush_due:
+        if (self.dirty or self.cooling) and now >= self.flush_due:
             self._flush(now)
 
     def _beat(self, now: float) -> m.Beat:
@@ -290,10 +299,12 @@ class Worker:
 
     def _flush(self, now: float) -> None:
         """Tell the running totals of the cells that changed; what cannot leave now stays dirty."""
-        self.flush_due = now + FLUSH_S
-        self.dirty = False
-        if current.counting is None:
+        self.cooling = False
+        if not self.dirty or current.counting is None:
+            self.flush_pause_s = FLUSH_S
             return
+        self.dirty, self.cooling, self.flush_due = False, True, now + self.flush_pause_s
+        self.flush_pause_s = min(2 * self.flush_pause_s, FLUSH_MAX_S)
         cells = current.counting.take_dirty()
         if cells and not self.link.push(m.Increments(self.info.id, self.info.lane, cells)):
             current.counting.put_back(cells)
