@@ -34,6 +34,7 @@ from zcluster.unix.ledgerfile import LedgerFile, open_ledger
 from zcluster.unix.logs import log_to_stderr
 from zcluster.unix.notes import dump_into
 from zcluster.unix.signals import Signals
+from zcluster.unix.state import poke
 
 log = logging.getLogger("zcluster.worker")
 
@@ -185,16 +186,7 @@ class Worker:
         os.eventfd_write(self.wake_fd, 1)
 
     def _poke(self) -> None:
-        try:
-            fd = os.open(Path(self.birth.boot.run_dir) / "checkpoint", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:  # nobody reads it: the checkpoint writer is being replaced and begins with a checkpoint
-            return
-        try:
-            os.write(fd, b"\0")
-        except BlockingIOError:  # it has been poked often enough
-            pass
-        finally:
-            os.close(fd)
+        poke(Path(self.birth.boot.run_dir) / "checkpoint")
 
     def _forget_in_child(self) -> None:
         """In a child the app forked: give up the sockets that are ours, so that clients and peers see us go."""
