@@ -41,7 +41,7 @@ def test_times_carry_their_unit():
 
 def test_help_names_every_option():
     """`zcluster run --help` is complete."""
-    with click.Context(RUN, info_name="zcluster run") as context:
+    with click.Context(RUN, info_name="zcluster run", **RUN.context_settings) as context:
         text = RUN.get_help(context)
     for option in options():
         assert all(flag in text for flag in option.flags)
