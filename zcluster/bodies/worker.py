@@ -293,7 +293,7 @@ class Worker:
         """Tell the running totals of the cells that changed; what cannot leave now stays dirty."""
         self.cooling = False
         if not self.dirty or current.counting is None:
-            self.flush_pause_s = FLUSH_S
+            self.dirty, self.flush_pause_s = False, FLUSH_S
             return
         self.dirty, self.cooling, self.flush_due = False, True, now + self.flush_pause_s
         self.flush_pause_s = min(2 * self.flush_pause_s, FLUSH_MAX_S)

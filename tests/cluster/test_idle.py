@@ -1,0 +1,26 @@
+"""A cluster with nothing to do does nothing."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from harness import running, wait_for
+
+
+def cpu_s(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("app", ["hello:app", "counting:app"])
+def test_an_idle_cluster_rests(app):
+    """Ready, and after a request: no process takes more than a tenth of a core; one that spins takes all of it."""
+    with running(app, fast=False) as cluster:
+        cluster.get("/")
+        before = {pid: cpu_s(pid) for pid in cluster.processes()}
+        until = time.monotonic() + 1.0
+        wait_for(lambda: time.monotonic() >= until)
+        used = {pid: cpu_s(pid) - start for pid, start in before.items()}
+        assert len(used) == 5  # launcher, master, zygote, two workers
+        assert max(used.values()) < 0.1, used
