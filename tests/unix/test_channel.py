@@ -8,7 +8,7 @@ import socket
 import time
 
 import pytest
-from family import Gate, open_fds, wait_for_kill
+from family import Gate, wait_for_kill
 from ledger_support import in_child, kill, reap, start, until
 
 from zcluster.core import messages as m
@@ -17,12 +17,7 @@ from zcluster.errors import BadFrame, BusError
 from zcluster.unix import channel as module
 from zcluster.unix.channel import FDS_MAX, MESSAGE_MAX_BYTES, WAITING_MAX, Channel
 
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks():
-    before = open_fds()
-    yield
-    assert open_fds() == before
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 @pytest.fixture

@@ -6,18 +6,12 @@ import time
 import urllib.parse
 
 import pytest
-from family import open_fds
 from ledger_support import in_child
 
 from zcluster.errors import SpawnError
 from zcluster.unix import listen
 
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks():
-    before = open_fds()
-    yield
-    assert open_fds() == before
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 @pytest.fixture

@@ -2,15 +2,12 @@
 
 import fcntl
 import os
-import shutil
 import signal
 import struct
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
-from family import Gate, open_fds, wait_for_kill
+from family import Gate, wait_for_kill
 from ledger_support import BOOT, kill, reap, start
 
 from zcluster.errors import SpawnError
@@ -22,18 +19,7 @@ from zcluster.unix.rundir import await_older, claim, clusters, discard
 STATE, OTHER = b"s" * 16, b"o" * 16
 
 
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks():
-    before = open_fds()
-    yield
-    assert open_fds() == before
-
-
-@pytest.fixture
-def base():
-    path = Path(tempfile.mkdtemp(prefix="zc-", dir="/dev/shm"))
-    yield path
-    shutil.rmtree(path)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 def stuck_worker(instance, gate):

@@ -1,14 +1,12 @@
 """The run directory: one launcher a name, nothing unsafe, older processes gone, found by others while it lives."""
 
 import os
-import shutil
 import stat
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from family import Gate, drop_privileges, open_fds, wait_for_kill
+from family import Gate, drop_privileges, wait_for_kill
 from ledger_support import in_child, kill, reap, start
 
 from zcluster.errors import SpawnError
@@ -19,18 +17,7 @@ from zcluster.unix.rundir import SOCKET_PATH_MAX_BYTES, claim, clusters, root_of
 STATE, OTHER = b"s" * 16, b"o" * 16
 
 
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks():
-    before = open_fds()
-    yield
-    assert open_fds() == before
-
-
-@pytest.fixture
-def base():
-    path = Path(tempfile.mkdtemp(prefix="zc-", dir="/dev/shm"))
-    yield path
-    shutil.rmtree(path)
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 import os
 import resource
-import shutil
 import signal
 import socket
-import tempfile
-from pathlib import Path
 
 import pytest
 from family import Gate, open_fds, wait_for_kill
@@ -19,13 +16,6 @@ from zcluster.unix.ledgerfile import boot_id
 from zcluster.unix.locks import LAUNCHER_BYTE, LockFile
 from zcluster.unix.site import FDS_ENOUGH, prepare
 from zcluster.unix.state import CheckpointFile
-
-
-@pytest.fixture
-def base():
-    path = Path(tempfile.mkdtemp(prefix="zc-", dir="/dev/shm"))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture

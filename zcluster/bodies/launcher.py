@@ -227,8 +227,11 @@ class Launcher:
         try:
             self.master.channel.send(message, fds)
         except BusError as error:
-            log.error("Master %d: %s; killing it", self.master.pid, error)
-            process.send_signal(self.master.pid, self.master.start, signal.SIGKILL)
+            self._kill_master(self.master, f": {error}")
+
+    def _kill_master(self, master: Child, why: str) -> None:
+        log.error("Master %d%s; killing it", master.pid, why)
+        process.send_signal(master.pid, master.start, signal.SIGKILL)
 
     def _forget_child(self, pid: int) -> None:
         """Close the control channel of a zygote or service that died; nothing happens for a worker or a stranger."""
@@ -264,8 +267,7 @@ class Launcher:
             for message, fds in self.master.channel.receive():
                 self._on_message(message, fds, now)
         except BusError as error:  # it is beside itself; the next one will not be
-            log.error("Master %d: %s; killing it", self.master.pid, error)
-            process.send_signal(self.master.pid, self.master.start, signal.SIGKILL)
+            self._kill_master(self.master, f": {error}")
 
     def _on_message(self, message: m.Control, fds: list[int], now: float) -> None:
         for fd in fds:  # a master sends none
@@ -366,8 +368,7 @@ class Launcher:
         self.tick_stale_s = 0.0 if tick != self.tick_seen else self.tick_stale_s + attended_s
         self.tick_seen = tick
         if self.tick_stale_s > self.site.config.master_timeout_s:
-            log.error("Master %d has not run for %.0f s; killing it", self.master.pid, self.tick_stale_s)
-            process.send_signal(self.master.pid, self.master.start, signal.SIGKILL)
+            self._kill_master(self.master, f" has not run for {self.tick_stale_s:.0f} s")
             self.tick_stale_s = 0.0
 
     def _end_the_rest(self) -> None:

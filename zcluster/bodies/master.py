@@ -35,11 +35,10 @@ from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import MASTER_BYTE, LockFile
 from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr
 from zcluster.unix.notes import read_note
-from zcluster.unix.signals import Signals
+from zcluster.unix.signals import HEARD, Signals
 
 log = logging.getLogger("zcluster.master")
 
-HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 TURN_MIN_S = 0.005  # between two looks at the deadlines
 ORPHAN_TICK_S = 0.05  # without a launcher nobody reports deaths: look for them
 

@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import select
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ from zcluster.unix.channel import Channel
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import CHECKPOINT_BYTE, LANES_END, LockFile
 from zcluster.unix.logs import log_to_stderr
-from zcluster.unix.signals import Signals
+from zcluster.unix.signals import HEARD, Signals
 from zcluster.unix.state import CheckpointFile, drain_fifo, open_fifo
 
 log = logging.getLogger("zcluster.checkpoint")
@@ -41,7 +40,6 @@ _FINISHED_POLL_S: Final = 0.02  # once told to stop: how often to ask whether th
 FINISH_TIMEOUT_S: Final = 600.0
 # The launcher stops us after the last worker has gone; this bounds the wait when the launcher died instead.
 ORPHAN_MARGIN_S: Final = 1.0
-HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _FINAL_TRIES: Final = 4  # with the pause below inside the 5 s that the launcher gives a service to leave
 _FINAL_PAUSE_S: Final = 0.5
 

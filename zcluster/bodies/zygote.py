@@ -37,11 +37,10 @@ from zcluster.unix.forksafety import hazards
 from zcluster.unix.locks import LockFile, zygote_byte
 from zcluster.unix.logs import log_to_stderr
 from zcluster.unix.notes import dump_into
-from zcluster.unix.signals import Signals
+from zcluster.unix.signals import HEARD, Signals
 
 log = logging.getLogger("zcluster.zygote")
 
-HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 REMEMBERED = 10_000  # forks kept for a new master; the dead among them are dropped first
 
 App = Callable[..., Any]

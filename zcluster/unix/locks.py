@@ -84,7 +84,7 @@ class LockFile:
 
     def owner(self, byte: int) -> int | None:
         """Pid of the *other* process that holds this byte: our own locks never show (F_GETLK)."""
-        found = self._first_lock(byte, byte + 1)
+        found = first_lock(self.fd, byte, byte + 1)
         return None if found is None else found[2]
 
     def owners(self, start: int = 0, length: int = NAMES_BYTE + 1) -> dict[int, int]:
@@ -93,7 +93,7 @@ class LockFile:
         ranges = [(start, start + length)]
         while ranges:
             low, high = ranges.pop()
-            lock = self._first_lock(low, high) if low < high else None
+            lock = first_lock(self.fd, low, high) if low < high else None
             if lock is None:
                 continue
             # The kernel reports *some* lock of the range, not the lowest: look on both sides of it.
@@ -144,14 +144,6 @@ class LockFile:
                 " when it is closed: use the LockFile that exists"
             )
 
-    def _first_lock(self, low: int, high: int) -> tuple[int, int, int] | None:
-        """Some lock of another process within [low, high): first byte, end, pid."""
-        question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, low, high - low, 0)
-        kind, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(self.fd, fcntl.F_GETLK, question))
-        if kind == fcntl.F_UNLCK:
-            return None
-        return start, start + length if length else high, pid  # length 0 means to the end of the file
-
     def _wait_for(self, byte: int, deadline_s: float, timeout_s: float) -> None:
         # F_SETLKW has no time-out, hence polling; it also keeps the deadline while a signal storm goes on.
         pause_s = _POLL_FIRST_S
@@ -163,6 +155,15 @@ class LockFile:
                 )
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, _POLL_LAST_S)
+
+
+def first_lock(fd: int, low: int, high: int) -> tuple[int, int, int] | None:
+    """Some lock of another process within [low, high) of an open file: first byte, end, pid."""
+    question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, low, high - low, 0)
+    kind, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, question))
+    if kind == fcntl.F_UNLCK:
+        return None
+    return start, start + length if length else high, pid  # length 0 means to the end of the file
 
 
 def zygote_byte(generation: int) -> int:

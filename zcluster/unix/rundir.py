@@ -9,14 +9,12 @@
 Invariant: who lives is told by POSIX locks alone, which the kernel releases with the process. A file is never proof.
 """
 
-import fcntl
 import os
 import re
 import secrets
 import shutil
 import signal
 import stat
-import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from pathlib import Path
 from zcluster.core.ledger import LedgerError
 from zcluster.errors import SpawnError
 from zcluster.unix.ledgerfile import open_ledger, require_tmpfs
-from zcluster.unix.locks import LockFile
+from zcluster.unix.locks import LockFile, first_lock
 from zcluster.unix.process import is_alive, send_signal, start_time
 
 NAME_BYTE = 0  # of the name's lock file
@@ -36,7 +34,6 @@ INSTANCE_BYTES = 4  # random; it only has to differ from the few that died under
 KILL_GRACE_S = 5.0  # SIGKILL takes milliseconds, but for a process that waits for a disk
 OLDER_GRACE_S = 5.0  # what an older instance's processes get to leave: its orphan time-out and a margin
 SOCKET_PATH_MAX_BYTES = 107  # unix(7) sun_path, less the NUL
-_FLOCK = struct.Struct("hhqqi4x")  # as in locks.py, which must not be used here: see `clusters`
 
 
 @dataclass(frozen=True)
@@ -286,9 +283,8 @@ def clusters(base: Path | None) -> list[Found]:
 def _lock_owner(path: Path) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, NAME_BYTE, 1, 0)
-        kind, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, query))
-        return 0 if kind == fcntl.F_UNLCK else int(pid)
+        lock = first_lock(fd, NAME_BYTE, NAME_BYTE + 1)
+        return 0 if lock is None else lock[2]
     finally:
         os.close(fd)
 

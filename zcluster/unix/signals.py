@@ -11,6 +11,10 @@ import threading
 from collections.abc import Iterable
 from types import FrameType
 
+# What masters, zygotes, workers and services hear of without being ended by it: only the launcher interprets signals
+# (a worker's own TERM excepted).
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
     """Python writes the signal's number to the wake-up descriptor before it calls this."""
