@@ -76,12 +76,26 @@ def instance(cluster):
 
 
 def kill(*pids, number=signal.SIGKILL):
-    """Signal processes back to back; one that has gone already is none of our business."""
+    """Signal processes back to back; one that has gone already is none of our business.
+
+    kill(2) returns before a SIGSTOP has stopped anything (the victim may still take a connection): that is waited for.
+    """
     for pid in pids:
         try:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
+    if number == signal.SIGSTOP:
+        wait_for(lambda: all(stopped(pid) for pid in pids), what="all of them are stopped")
+
+
+def stopped(pid):
+    """Has every thread of this process stopped (or ended)?"""
+    try:
+        threads = [Path(entry, "stat").read_text() for entry in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return not is_there(pid)  # else a thread ended under our eyes: look again
+    return all(stat.rpartition(")")[2].split()[0] in "TZX" for stat in threads)
 
 
 def is_there(pid):

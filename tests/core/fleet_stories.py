@@ -92,7 +92,7 @@ class Story:
             "lagged": lambda: f.Lagged(float(plain[0])),
             "stop": lambda: f.Stop("quick" in plain, "the operator said so"),
             "launcher-gone": lambda: f.LauncherGone(),
-            "lane-taken": lambda: f.LaneTaken(int(plain[0]), int(given["lane"])),
+            "lane-taken": lambda: f.LaneTaken(int(plain[0])),
         }[word]()
 
     def _told(self, plain: list[str], given: dict[str, str]) -> WorkerInfo:

@@ -235,6 +235,8 @@ class World:
             process.alive = False
             if self.holders.get(process.info.lane) is process:
                 del self.holders[process.info.lane]
+            if code == f.LANE_TAKEN_CODE:  # as the master does, which knows who was in which lane
+                self.tell("launcher", f.LaneTaken(process.info.id))
             self.tell("launcher", f.Died(pid, process.start, code, signal))
 
     def drain(self, process: Process, *, unasked: bool) -> None:

@@ -114,7 +114,7 @@ ANY_EVENT = st.one_of(
     st.builds(f.Vanished, IDS),
     st.builds(f.Ticked, st.dictionaries(IDS, AGES, max_size=4)),
     st.builds(f.Lagged, st.floats(-1, 5)),
-    st.builds(f.LaneTaken, IDS, st.integers(0, 5)),
+    st.builds(f.LaneTaken, IDS),
 )
 
 

@@ -297,6 +297,7 @@ def test_kills_of_the_service_at_random_instants_leave_whole_files(site):
             poke(site.run_dir / "checkpoint")
 
     site.work(body)
+    until(lambda: site.file.ledger.totals().get("requests", 0) > 0, "the first increment")
     last = 0
     for _ in range(40):
         service = site.serve(interval_s=0.001)

@@ -26,6 +26,7 @@ from zcluster.config import Config
 from zcluster.core import fleet_events as f
 from zcluster.core import messages as m
 from zcluster.core.fleet import Fleet
+from zcluster.core.fleet_worker import ONLINE, READY
 from zcluster.core.services import Services
 from zcluster.core.snapshot import fleet_snapshot
 from zcluster.errors import BusError
@@ -178,30 +179,30 @@ class Master:
         for generation, (zygote, channel) in list(self.zygotes.items()):
             if zygote == (death.pid, death.start):
                 self._hear_zygote(generation, channel)  # its last words: why it could not import
-                self._drop_zygote(generation)
+                self._hang_up(self.zygotes.pop(generation)[1])
                 self._step(f.ZygoteDied(generation, death.code, death.signal))
                 return
-        loss = self.services.died(death.pid, time.monotonic())
-        if loss:
+        if loss := self.services.died(death.pid, time.monotonic()):
             log.warning("%s", loss)
             return
         worker = self.fleet.by_process(death.pid, death.start)
         if worker is not None and death.code == f.BOOT_FAILED_CODE:
             self._step(f.BootFailed(worker.id, read_note(Path(self.boot.run_dir) / f"boot-{worker.id}")))
-        if worker is not None and death.code == f.LANE_TAKEN_CODE and worker.ready_at is None:  # else it is the app's
-            self._step(f.LaneTaken(worker.id, worker.lane))
+        if worker is not None and worker.ready_at is None:
+            said = lanes.last_state(self.ledger, worker)
+            if said == READY and worker.state == ONLINE:
+                self._step(f.Ready(worker.id))  # it served, and died before its Ready came here
+            elif said is None and death.code == f.LANE_TAKEN_CODE:  # else the code is the app's
+                self._step(f.LaneTaken(worker.id))
         self._step(f.Died(death.pid, death.start, death.code, death.signal))
 
     def _zygote_up(self, generation: int, process_: tuple[int, int], channel: Channel) -> None:
         if generation in self.zygotes:
-            self._drop_zygote(generation)
+            self._hang_up(self.zygotes.pop(generation)[1])
         self.zygotes[generation] = (process_, channel)
         self.hub.register(channel.fileno())
         if self.proceeding:
             self._step(f.ZygoteUp(generation))
-
-    def _drop_zygote(self, generation: int) -> None:
-        self._hang_up(self.zygotes.pop(generation)[1])
 
     def _hang_up(self, channel: Channel) -> None:
         if channel.fileno() >= 0:

@@ -154,8 +154,6 @@ class Fleet(Acts):
                 self._stop(why, now, quick=quick)
             case f.LauncherGone():
                 self._launcher_gone(now)
-            case f.LaneTaken(_, lane):
-                self.roster.foreign.add(lane)
             case _:
                 worker = self.roster.workers.get(event.id)
                 if worker is not None:  # else late words of the dead
@@ -164,7 +162,7 @@ class Fleet(Acts):
     def _take_of(
         self,
         worker: Worker,
-        event: f.ForkFailed | f.Ready | f.Heard | f.Leaving | f.BootFailed | f.Vanished,
+        event: f.ForkFailed | f.Ready | f.Heard | f.Leaving | f.BootFailed | f.LaneTaken | f.Vanished,
         now: float,
     ) -> None:
         """Events of one worker that is not dead."""
@@ -178,6 +176,8 @@ class Fleet(Acts):
                 self._leaving(worker, reason, now)
             case f.BootFailed(_, text):
                 self.boot_text = text
+            case f.LaneTaken():
+                worker.lane_taken = True
             case f.ForkFailed(_, text):
                 self.fork_failed(worker, text, now)
             case f.Vanished() if worker.pid:

@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from zcluster.core.fleet_events import BOOT_FAILED_CODE, LANE_TAKEN_CODE
+from zcluster.core.fleet_events import BOOT_FAILED_CODE
 from zcluster.core.fleet_worker import DRAINING, Worker
 
 # signal(7); the numbers are the same on every Linux we run on (x86, ARM, RISC-V, POWER, s390).
@@ -58,7 +58,7 @@ def verdict(worker: Worker, code: int | None, signal: int | None) -> Death:
         return _drained(worker, code, signal, status)
     if worker.ready_at is not None:
         return Death(Account.CRASH, _plain_reason(code, signal), status)
-    if code == LANE_TAKEN_CODE:
+    if worker.lane_taken:
         return Death(Account.LANE_TAKEN, LANE_TAKEN, f"{status} (lane {worker.lane} is taken)")
     reason = BOOT_FAILED if code == BOOT_FAILED_CODE else _plain_reason(code, signal)
     return Death(Account.FAILED_START, reason, f"{status} while starting")

@@ -187,7 +187,6 @@ class LaneTaken(Struct, frozen=True):
     """A worker could not lock its lane: somebody else has it."""
 
     id: int
-    lane: int
 
 
 FleetEvent = (

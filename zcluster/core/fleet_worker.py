@@ -110,7 +110,7 @@ class Worker:
 
     __slots__ = (
         "adopted", "announced", "beat", "deadline", "doomed", "generation", "gone_at", "healthy", "id",
-        "killed_at", "lane", "last_heard", "leaving", "pid", "ready_at", "reconnect_at", "restarts", "slot", "start",
+        "killed_at", "lane", "lane_taken", "last_heard", "leaving", "pid", "ready_at", "reconnect_at", "restarts", "slot", "start",
         "started_at", "state", "stopped", "told_to_leave",
     )  # fmt: skip
 
@@ -132,6 +132,7 @@ class Worker:
         self.gone_at: float | None = None  # its process vanished, its status has not been told yet
         self.leaving = ""  # its own reason to leave
         self.told_to_leave = False  # by a Drain
+        self.lane_taken = False  # by another process: this one could not even begin
         self.stopped = False  # SIGTERM sent while it was starting
 
     def move(self, trigger: str) -> None:

@@ -55,6 +55,12 @@ def is_holder(ledger: Ledger, locks: LockFile, worker: WorkerInfo, pid: int) -> 
     return worker.pid == pid and 0 <= worker.lane < ledger.lanes and locks.owner(worker.lane) == pid
 
 
+def last_state(ledger: Ledger, worker: Owner) -> str | None:
+    """The state this worker wrote into its lane last; None when it never had the lane."""
+    info = ledger.lane(worker.lane).info()
+    return info.state if info is not None and (info.id, info.pid) == (worker.id, worker.pid) else None
+
+
 def ages(ledger: Ledger, workers: Iterable[Owner]) -> dict[int, LaneAges]:
     """How old the ticks of these workers are, by id; a worker that has not taken its lane yet is left out."""
     now_ns = time.monotonic_ns()
