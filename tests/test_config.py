@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zcluster.addresses import Address, parse_address
 from zcluster.cli import read_options
-from zcluster.config import Address, Config, make_config, options, parse_address
+from zcluster.config import Config, make_config, options
 from zcluster.errors import ConfigError
 
 

@@ -120,7 +120,7 @@ def _parameter(option: Option) -> click.Parameter:
     if option.env:
         text += f"  [env: {option.env}]"
     if option.default and not option.choices:
-        shown = ", ".join(option.default) if option.multiple else f"{option.default:g}"
+        shown = ", ".join(option.default) if option.multiple else str(option.default).removesuffix(".0")
         text += f"  [default: {shown}]"
     if option.choices and len(option.flags) == 2:  # on | off | auto: one flag for each of the first two
         return click.Option([option.field, "/".join(option.flags)], default=None, help=text)

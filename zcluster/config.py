@@ -8,7 +8,6 @@ seconds; their lower limits are low enough for tests to run a whole cluster at a
 """
 
 import difflib
-import ipaddress
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
@@ -16,15 +15,18 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_typ
 import msgspec
 from msgspec import Meta
 
+from zcluster.addresses import ADDRESS_FORMS, Address, parse_address
 from zcluster.errors import ConfigError
 
-MAX_UNIX_PATH_BYTES: Final = 107  # sun_path of unix(7) is 108 bytes with its closing NUL
-MAX_NAME_CHARS: Final = 40  # /dev/shm/zcluster-<uid>/<name>/<instance>/ctl has to fit into MAX_UNIX_PATH_BYTES
-ADDRESS_FORMS: Final = "HOST:PORT, :PORT, [IPV6]:PORT, unix:PATH or fd://N"
+MAX_NAME_CHARS: Final = 40  # /dev/shm/zcluster-<uid>/<name>/<instance>/ctl has to fit into the 107 bytes of unix(7)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9.])?")  # RFC 1123 and what resolvers take beside it
-_DIGITS = re.compile(r"[0-9]{1,10}")  # int() would also take "+80", " 80", "8_0" and other scripts' digits
+_MODE = re.compile(r"0?o?[0-7]{3}")
+# Free texts: they travel to the other processes.
+_TEXTS: Final = (
+    *("app", "name", "state", "run_dir", "bind", "certfile", "keyfile", "forwarded_allow_ips"),
+    *("access_logfile", "access_logformat"),
+)
 
 
 def _extra(flags: str | tuple[str, ...], metavar: str, env: str) -> dict[str, Any]:
@@ -174,6 +176,60 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "BYTES",
         ),
     ] = 8190
+    # a photo album or a backup, not a disk: what one client may make a worker store
+    limit_request_body: Annotated[
+        int, _number("--limit-request-body", 0, 1 << 50, "Longest request body; longer: 413.", "BYTES")
+    ] = 1 << 30
+    # the whole head: RFC 9110 knows no minimum, and a browser on the worst line needs two seconds
+    header_timeout_s: Annotated[
+        float,
+        _seconds("--header-timeout", 0.01, 3600, "A request's head is complete this long after its first byte."),
+    ] = 10.0
+    # per KiB: slower than any modem, and yet an end to clients that do not go on at all
+    body_timeout_s: Annotated[
+        float, _seconds("--body-timeout", 0.01, 86400, "A request's body gains another KiB within this time.")
+    ] = 30.0
+    write_timeout_s: Annotated[
+        float, _seconds("--write-timeout", 0.01, 86400, "A client takes another KiB of a response within this time.")
+    ] = 30.0
+    # Threads wait, they do not compute: eight requests that wait for a database keep a core busy
+    threads: Annotated[
+        int, _number("--threads", 1, 1024, "Threads of a worker that run requests; 1: strictly one at a time.")
+    ] = 8
+    # ten times what gunicorn allows; an idle one costs a descriptor and 3 KiB
+    worker_connections: Annotated[
+        int, _number("--worker-connections", 1, 1_000_000, "Most connections a worker holds at once; others wait.")
+    ] = 10_000
+    # what the umask leaves, as every program that makes a file
+    unix_mode: Annotated[
+        str,
+        _text("--unix-mode", "Permissions of Unix sockets, octal (0660); default: what the umask leaves.", "MODE"),
+    ] = ""
+    certfile: Annotated[
+        str, _text("--certfile", "Speak TLS with this certificate (PEM, chain included).", "FILE")
+    ] = ""
+    keyfile: Annotated[
+        str, _text("--keyfile", "The certificate's private key, if it is not in --certfile.", "FILE")
+    ] = ""
+    # nobody: whoever is believed may forge the address of every client
+    forwarded_allow_ips: Annotated[
+        str,
+        _text(
+            "--forwarded-allow-ips",
+            "Proxies whose X-Forwarded-* fields are believed: addresses, networks, 'unix', or '*'; default: none.",
+            "IPS",
+            "FORWARDED_ALLOW_IPS",
+        ),
+    ] = ""
+    access_logfile: Annotated[
+        str,
+        _text("--access-logfile", "One line per request goes to this file, '-': to stdout; default: none.", "FILE"),
+    ] = ""
+    # gunicorn's default, which every log reader knows as "combined"
+    access_logformat: Annotated[
+        str,
+        _text("--access-logformat", "Format of these lines, in gunicorn's atoms, or 'json'.", "FORMAT", least=1),
+    ] = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
     # deaths, replacements, starts and stops; nothing per request
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],
@@ -250,7 +306,7 @@ def _explain(error: msgspec.ValidationError, values: dict[str, Any]) -> str:
 
 def check(config: Config) -> None:
     """Check what no single option shows; raises `ConfigError` naming the options at odds."""
-    for field in ("app", "name", "state", "run_dir", "bind"):
+    for field in _TEXTS:
         for text in (getattr(config, field),) if field != "bind" else config.bind:
             if "\0" in text or not _is_utf8(text):  # it travels to the other processes as UTF-8
                 raise ConfigError(f"option {field!r} is {text!r:.200}, but should be UTF-8 without NUL characters")
@@ -267,6 +323,10 @@ def check(config: Config) -> None:
         if address in seen and not (address.kind == "tcp" and address.port == 0):
             raise ConfigError(f"option 'bind' names {text!r} twice; give each address once")
         seen.add(address)
+    if config.unix_mode and not _MODE.fullmatch(config.unix_mode):
+        raise ConfigError(f"option 'unix_mode' is {config.unix_mode!r:.200}, but should be octal, such as 0660")
+    if config.keyfile and not config.certfile:
+        raise ConfigError("option 'keyfile' is given without 'certfile'; give the certificate too")
     if 2 * config.workers > config.lanes:
         raise ConfigError(
             f"{config.workers} workers need {2 * config.workers} lanes (a worker and its replacement hold one each), "
@@ -292,47 +352,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-class Address(msgspec.Struct, frozen=True):
-    """Where to listen: TCP host and port, a Unix socket's path, or a descriptor that was passed in."""
-
-    kind: Literal["tcp", "unix", "fd"]
-    host: str = ""  # without brackets; a colon in it means IPv6
-    port: int = 0
-    path: str = ""
-    fd: int = -1
-
-
-def parse_address(text: str) -> Address:
-    """Return the address that `text` means; raises `ConfigError` naming the text and the accepted forms."""
-    if text.startswith("unix:"):
-        path = text.removeprefix("unix:")
-        size = len(path.encode(errors="replace"))
-        if not path or "\0" in path or size > MAX_UNIX_PATH_BYTES:
-            raise _bad_address(text, f"a path has 1 to {MAX_UNIX_PATH_BYTES} bytes, this one {size}")
-        return Address("unix", path=path)
-    if text.startswith("fd://"):
-        number = text.removeprefix("fd://")
-        if not _DIGITS.fullmatch(number) or int(number) > 0x7FFFFFFF:
-            raise _bad_address(text, f"{number!r} is no file descriptor")
-        return Address("fd", fd=int(number))
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        raise _bad_address(text, "it has no port")
-    if not _DIGITS.fullmatch(port) or int(port) > 65535:
-        raise _bad_address(text, f"{port!r} is no port from 0 to 65535")
-    if host.startswith("[") and host.endswith("]"):
-        try:
-            return Address("tcp", host=str(ipaddress.IPv6Address(host[1:-1])), port=int(port))
-        except ValueError as error:
-            raise _bad_address(text, str(error)) from None
-    if ":" in host:
-        raise _bad_address(text, "an IPv6 address stands in brackets")
-    if host and not _HOST.fullmatch(host):
-        raise _bad_address(text, f"{host!r} is no host name or address")
-    return Address("tcp", host=host or "0.0.0.0", port=int(port))
-
-
-def _bad_address(text: str, reason: str) -> ConfigError:
-    return ConfigError(f"cannot bind to {text!r:.200}: {reason}; accepted forms are {ADDRESS_FORMS}")

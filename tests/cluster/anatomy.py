@@ -78,7 +78,7 @@ def instance(cluster):
 def kill(*pids, number=signal.SIGKILL):
     """Signal processes back to back; one that has gone already is none of our business.
 
-    kill(2) returns before a SIGSTOP has stopped anything (the victim may still take a connection): that is waited for.
+    kill(2) returns before a SIGSTOP has stopped anything (the victim may still take a connection): we wait for that.
     """
     for pid in pids:
         try:

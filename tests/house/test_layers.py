@@ -7,7 +7,7 @@ import sys
 import pytest
 from sources import ROOT, Source, sources
 
-LEAVES = {"config", "errors", "current"}
+LEAVES = {"config", "addresses", "errors", "current"}
 TOOLS = {"bus", "unix", "http"}
 # The doors of the picture, the names behind them, and where a process of ours begins.
 DOORS = {

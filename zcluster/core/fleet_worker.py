@@ -110,8 +110,8 @@ class Worker:
 
     __slots__ = (
         "adopted", "announced", "beat", "deadline", "doomed", "generation", "gone_at", "healthy", "id",
-        "killed_at", "lane", "lane_taken", "last_heard", "leaving", "pid", "ready_at", "reconnect_at", "restarts", "slot", "start",
-        "started_at", "state", "stopped", "told_to_leave",
+        "killed_at", "lane", "lane_taken", "last_heard", "leaving", "pid", "ready_at", "reconnect_at", "restarts",
+        "slot", "start", "started_at", "state", "stopped", "told_to_leave",
     )  # fmt: skip
 
     def __init__(self, info: WorkerInfo, now: float, state: str = ASKED) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcluster.config import Address, parse_address
+from zcluster.addresses import Address, parse_address
 from zcluster.errors import SpawnError
 
 _WHY = {
