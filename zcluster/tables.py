@@ -22,6 +22,7 @@ def cluster_table(seen: Mapping[str, Any]) -> str:
     ]
     if seen["counters"]:
         lines += ["", counters_table(seen["counters"])]
+    workers = sorted(seen["workers"], key=lambda worker: (worker["slot"], worker["id"]))
     rows = [
         (
             *(str(worker[key]) for key in ("id", "slot", "pid", "state", "generation")),
@@ -31,9 +32,13 @@ def cluster_table(seen: Mapping[str, Any]) -> str:
             f"{worker['restarts']:,}",
             _span(worker["oldest_request_s"]) if worker["inflight"] else "-",
         )
-        for worker in sorted(seen["workers"], key=lambda worker: (worker["slot"], worker["id"]))
+        for worker in workers
     ]
-    return "\n".join([*lines, "", *_aligned([_COLUMNS, *rows])])
+    head, *table = _aligned([_COLUMNS, *rows])
+    lines += ["", head]
+    for worker, line in zip(workers, table, strict=True):
+        lines += [line, *_slow_lines(worker["slow"])]
+    return "\n".join(lines)
 
 
 def counters_table(totals: Mapping[str, int]) -> str:
@@ -51,6 +56,21 @@ def _aligned(rows: Sequence[Sequence[str]], numeric_from: int = _NUMERIC_FROM) -
         ).rstrip()
         for row in rows
     ]
+
+
+def _slow_lines(requests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a worker is busy with, one request per line, to stand below the worker's own."""
+    ages = [_span(request["age_s"]) for request in requests]
+    width = max(map(len, ages), default=0)
+    return [
+        f"    {age.rjust(width)}  {_printable(request['method'])} {_printable(request['path'])}"
+        for age, request in zip(ages, requests, strict=True)
+    ]
+
+
+def _printable(text: str) -> str:
+    """Return a client's words as any terminal may show them: what is no visible ASCII character is spelled out."""
+    return "".join(char if " " <= char <= "~" else char.encode("unicode_escape").decode() for char in text)
 
 
 def _size(size_bytes: int) -> str:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zcluster.core.joining import Joined, Missed, Refreshed
-from zcluster.core.messages import Event, Snapshot, Totals, WorkerInfo
+from zcluster.core.messages import Event, SlowRequest, Snapshot, Totals, WorkerInfo
 from zcluster.errors import ClusterError
 from zcluster.roster import EXITED_MAX, STAGES, Roster, ps_form
 
@@ -180,8 +180,21 @@ def test_ps_json_has_exactly_the_promised_keys():
     assert form["urls"] == ["http://a:1", "http://b:2"]
     assert set(form["workers"][0]) == {
         *("id", "slot", "lane", "pid", "state", "generation", "requests", "inflight", "connections", "threads"),
-        *("rss_bytes", "uptime_s", "restarts", "oldest_request_s"),
+        *("rss_bytes", "uptime_s", "restarts", "oldest_request_s", "slow"),
     }
+
+
+def test_ps_json_names_slow_requests():
+    """With the worker that runs them; of a worker that is gone, nothing."""
+    slow = {
+        2: (SlowRequest("GET", "/report", 2.5), SlowRequest("POST", "/", 1.1)),
+        9: (SlowRequest("GET", "/", 1.0),),
+    }
+    form = ps_form(msgspec.structs.replace(snapshot(info(1), info(2)), slow=slow))
+    assert [worker["slow"] for worker in form["workers"]] == [
+        [],
+        [{"method": "GET", "path": "/report", "age_s": 2.5}, {"method": "POST", "path": "/", "age_s": 1.1}],
+    ]
 
 
 STATES = st.sampled_from(["asked", "forked", "online", "ready", "suspect", "hung", "draining"])

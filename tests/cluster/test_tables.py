@@ -2,7 +2,7 @@
 
 import pytest
 
-from zcluster.core.messages import Snapshot, WorkerInfo
+from zcluster.core.messages import SlowRequest, Snapshot, WorkerInfo
 from zcluster.roster import ps_form
 from zcluster.tables import _span, cluster_table, counters_table
 
@@ -27,6 +27,32 @@ def test_the_table_of_ps():
         "1   0     4711  suspect  1            5          1      1        2       -    0.2s         0   12.3s",
         "12  1     4712  ready    1    1,234,567          0      8        2  30 MiB   1m 1s         3       -",
     ]
+
+
+def test_slow_requests_stand_below_their_worker():
+    """Age, method and path, oldest first; nothing a client sent reaches the terminal as it came."""
+    workers = (
+        WorkerInfo(1, 0, 0, 1, 4711, 1, "ready", 0, 5, 3, 3, 4, 0, 90.0, 61.0),
+        WorkerInfo(2, 1, 1, 1, 4712, 1, "ready", 0, 5, 0, 1, 2, 0, 90.0, 0.0),
+    )
+    slow = {
+        1: (
+            SlowRequest("GET", "/report", 61.0),
+            SlowRequest("POST", "/a\x1b]0;owned\x07\x9b2J\r\n\x7fb", 2.04),
+            SlowRequest("GET", "/caf\xe9 \u202egnp.\U0001f600\0", 1.0),
+        )
+    }
+    seen = Snapshot("app", ("http://a:1",), 1, 1, "running", 10, 11, 12, {}, workers, slow=slow)
+    table = cluster_table(ps_form(seen))
+    assert table.splitlines()[3:] == [
+        "ID  SLOT  PID   STATE  GEN  REQUESTS  IN FLIGHT  CONNS  THREADS  RSS  UPTIME  RESTARTS  OLDEST",
+        "1   0     4711  ready  1           5          3      3        4    -  1m 30s         0   1m 1s",
+        "    1m 1s  GET /report",
+        r"     2.0s  POST /a\x1b]0;owned\x07\x9b2J\r\n\x7fb",
+        r"     1.0s  GET /caf\xe9 \u202egnp.\U0001f600\x00",
+        "2   1     4712  ready  1           5          0      1        2    -  1m 30s         0       -",
+    ]
+    assert all(" " <= char <= "~" or char == "\n" for char in table)
 
 
 def test_no_counters_is_said():

@@ -4,7 +4,7 @@ from fleet_stories import Story, worker
 
 from zcluster.config import Config
 from zcluster.core import fleet_events as f
-from zcluster.core.messages import Beat, Event
+from zcluster.core.messages import Beat, Event, SlowRequest
 from zcluster.core.snapshot import fleet_snapshot
 
 
@@ -20,7 +20,8 @@ def test_a_snapshot_says_everything():
     """What was given, and each worker by slot with its last heartbeat and its age."""
     story = Story()
     story.run_up(5.0)
-    story.step(f.Heard(2, Beat(100, 1, 5, 3, 4096, 0.5, 0.01)), 6.0)
+    slow = (SlowRequest("GET", "/report", 2.5),)
+    story.step(f.Heard(2, Beat(100, 1, 5, 3, 4096, 0.5, 0.01, slow)), 6.0)
     story.step(f.Heard(2), 6.5)
     shot = snapshot(story, 8.0)
     assert (shot.name, shot.urls, shot.epoch, shot.generation) == ("demo", ("http://127.0.0.1:80",), 1, 1)
@@ -33,6 +34,9 @@ def test_a_snapshot_says_everything():
     assert (first.requests, first.uptime_s) == (0, 3.0)
     assert (second.requests, second.inflight, second.connections, second.threads) == (100, 1, 5, 3)
     assert (second.rss_bytes, second.oldest_request_s) == (4096, 0.5)
+    assert shot.slow == {2: slow}
+    story.step(f.Died(102, 1002, None, 9), 8.0)
+    assert snapshot(story, 8.0).slow == {}
 
 
 def test_the_state_of_the_cluster():

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,7 +28,7 @@ from zcluster import current
 from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.codec import decode_control, encode_control
-from zcluster.errors import AppError, BusError, SpawnError
+from zcluster.errors import AppError, BusError, ConfigError, SpawnError
 from zcluster.unix import leash, process
 from zcluster.unix.application import load
 from zcluster.unix.birth import Birth
@@ -38,6 +38,9 @@ from zcluster.unix.locks import LockFile, zygote_byte
 from zcluster.unix.logs import log_to_stderr
 from zcluster.unix.notes import dump_into
 from zcluster.unix.signals import HEARD, Signals
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 log = logging.getLogger("zcluster.zygote")
 
@@ -79,7 +82,7 @@ def main(control_fd: int, worker_main: Callable[[Birth], int], resumed: str = ""
             faulthandler.unregister(process.DUMP_SIGNAL)
             os.close(stacks_fd)
             os.close(leash_fd)
-            return worker_main(Birth(boot, config, born, zygote.app, locks, launcher_fd))
+            return worker_main(Birth(boot, config, born, zygote.app, locks, launcher_fd, zygote.tls))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # not an orderly interpreter exit: the app's atexit functions are the workers' to run
@@ -98,6 +101,7 @@ class Zygote:
     app: App | None
     in_memory: bool  # the app is this process's own: there is nothing to import, and nobody to be executed instead
     imported: bool = False
+    tls: "SSLContext | None" = None  # made before the first fork: a session resumes with any of its workers
     forks: list[m.WorkerInfo] = field(default_factory=list)
     grown: list[str] = field(default_factory=list)  # what makes forking from here unsafe by now
 
@@ -105,6 +109,11 @@ class Zygote:
         """Import the app as configured and tell the master; False when there is no app to fork from."""
         generation = self.boot.generation
         unsafe = tuple(self.boot.kind.split("\n")) if self.boot.kind else ()
+        try:
+            self._read_certificate()
+        except ConfigError as error:  # it was good when the launcher looked; an older generation goes on with that
+            self.channel.send(m.ImportFailed(generation, str(error)))
+            return False
         if self.config.preload != "off" and not unsafe and not self.in_memory:
             try:
                 self.app = load(self.config.app)
@@ -121,6 +130,12 @@ class Zygote:
         self.imported = True
         self.channel.send(m.Imported(generation, self.app is not None, unsafe))
         return True
+
+    def _read_certificate(self) -> None:
+        if self.config.certfile:
+            from zcluster.unix import certificate  # the ssl module is only for who speaks TLS
+
+            self.tls = certificate.load(self.config.certfile, self.config.keyfile)
 
     def _known_fds(self) -> frozenset[int]:
         return frozenset({self.channel.fileno(), *self.boot.listener_fds})

@@ -58,7 +58,7 @@ W_CHECKPOINT_STARTED, W_CHECKPOINT_DONE = 32, 33
 # Lane words. First line: identity, rewritten only by `claim`. The last line has another writer, the master.
 L_DONE, L_PID, L_START, L_WORKER_ID, L_SLOT, L_GENERATION, L_BORN, L_RESTARTS = 0, 1, 2, 3, 4, 5, 6, 7
 L_STATE, L_BUS_TICK, L_LOOP_TICK = 8, 9, 10
-L_INFLIGHT, L_CONNECTIONS, L_REQUESTS = 16, 17, 18
+L_INFLIGHT, L_CONNECTIONS, L_REQUESTS, L_LOAD = 16, 17, 18, 19  # the last one belongs to unix/crowd
 L_RECONNECT = 24
 
 STATES: Final = ("none", "asked", "forked", "online", "ready", "suspect", "hung", "draining", "dead")

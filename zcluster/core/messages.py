@@ -37,6 +37,14 @@ class WorkerInfo(Struct, frozen=True, array_like=True):
     exited_after_disconnect: bool = False
 
 
+class SlowRequest(Struct, frozen=True, array_like=True):
+    """One request that has been running for a while."""
+
+    method: str
+    path: str  # shortened, without the query: that may hold what is nobody's business
+    age_s: float
+
+
 class Snapshot(Struct, frozen=True, array_like=True):
     """The whole cluster, as `ps --json` and every handle see it."""
 
@@ -54,6 +62,7 @@ class Snapshot(Struct, frozen=True, array_like=True):
     dropped: dict[str, int] = {}  # what the master's bus counted and dropped, by reason
     recent: "tuple[Event, ...]" = ()  # the last events published, for a peer that missed some
     received: dict[str, int] = {}  # messages the master admitted, by socket
+    slow: dict[int, tuple[SlowRequest, ...]] = {}  # by worker id, of its last heartbeat, oldest first
 
 
 # ---- ctl, peer -> master ------------------------------------------------------------------------------------------
@@ -80,6 +89,7 @@ class Beat(Struct, frozen=True, array_like=True, tag="beat"):
     rss_bytes: int
     oldest_request_s: float
     loop_lag_s: float
+    slow: tuple[SlowRequest, ...] = ()  # the oldest requests in flight, oldest first; see core/slow
 
 
 class Leaving(Struct, frozen=True, array_like=True, tag="leaving"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from zcluster.core.fleet import Fleet
 from zcluster.core.messages import Event, Snapshot
+from zcluster.core.slow import slowest
 
 
 def fleet_snapshot(
@@ -40,4 +41,5 @@ def fleet_snapshot(
         dropped=dict(dropped),
         received=dict(received),
         recent=recent,
+        slow=slowest({worker.id: worker.beat.slow for worker in fleet.living() if worker.pid and worker.beat}),
     )

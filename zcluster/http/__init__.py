@@ -5,8 +5,10 @@
 `exchange` (one request through the application), `engine` (the loop).
 """
 
+from .access import AccessLog
 from .engine import Engine
 from .limits import Limits
+from .proxies import behind_proxies
 from .stats import Stats
 
-__all__ = ["Engine", "Limits", "Stats"]
+__all__ = ["AccessLog", "Engine", "Limits", "Stats", "behind_proxies"]

@@ -3,131 +3,189 @@
 Invariant: a body knows its own end to the byte. What follows it in the buffer belongs to the next request and is
 handed back untouched; that is what keeps a smuggled request from hiding behind a body.
 
-Theory of operation. The loop collects a whole body before the application runs (the only thread must not wait for a
-client inside the application), in memory up to a limit and in an unnamed file beyond it. A Content-Length body is
-counted. A chunked one is decoded by llhttp, which has no way to tell where in a buffer a message ended, so it is fed
-in pieces that stop behind every CR LF CR LF, because a chunked message always ends with these four bytes: when it
-completes, it has completed exactly at the end of a piece.
+Theory of operation. A body is first collected by the loop, in memory (`Intake`). One that is small is whole before
+the application runs. A longer one of known length is then streamed: the application runs on a thread of its own and
+reads the rest from the socket (`Stream`). Where no thread may wait for a client, and where the length is unknown
+(frameworks that believe only in Content-Length would see an empty body), collecting goes on into an unnamed file.
 """
 
 import io
+import select
 import tempfile
-from typing import BinaryIO
+import time
+from typing import TYPE_CHECKING, BinaryIO
+from wsgiref.types import WSGIEnvironment
 
-from httptools import HttpParserError, HttpRequestParser
-
-from .head import Refusal
+from .chunked import ChunkDecoder
+from .head import CHUNKED, EXPECT, SIZED, Refusal
 from .limits import Limits
 
-END = b"\r\n\r\n"
-# llhttp decodes the chunks of *a* message; a request head of our own, so that nothing of the client's (Upgrade,
-# Connection, a method) changes how.
-OUR_HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-# Bytes on the wire per byte of data. The smallest honest chunk is 1 byte in 6; extensions and trailers fit into the
-# allowance. Without a bound a client could send extensions for ever (CVE-2024-22019 in Node).
-OVERHEAD, OVERHEAD_ALLOWANCE_BYTES = 16, 65536
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+    from .writer import Writer
+
+READ_AHEAD_BYTES = 65536  # what a streamed body is read in, so that readline() is no system call
 
 
-class Spool:
-    """A body in memory, moved to an unnamed temporary file when it grows."""
+class ClientFault(OSError):
+    """The client did not send what it had announced; the request's end, unless the application knows better.
 
-    __slots__ = ("_file", "_limit_bytes", "size")
+    An OSError, because that is what applications expect of a read that fails.
+    """
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._file: BinaryIO = io.BytesIO()
-        self.size = 0
-
-    def add(self, data: bytes) -> None:
-        """Append; OSError when the temporary file cannot take it."""
-        before = self.size
-        self.size += len(data)
-        if before <= self._limit_bytes < self.size:
-            memory = self._file
-            assert isinstance(memory, io.BytesIO)
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (the request's end closes it)
-            self._file.write(memory.getbuffer())
-        self._file.write(data)
-
-    def open(self) -> BinaryIO:
-        """The whole body as a file, from its first byte."""
-        self._file.seek(0)
-        return self._file
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._file.close()
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.refusal = refusal
 
 
-class LengthBody:
-    """A body of a known number of bytes."""
+class LengthDecoder:
+    """A body of a known number of bytes: all of them are it."""
 
-    __slots__ = ("_left", "done", "spool")
+    __slots__ = ("_left", "done")
 
-    def __init__(self, length: int, limits: Limits) -> None:
+    def __init__(self, length: int) -> None:
         self._left = length
-        self.done = False
-        self.spool = Spool(limits.body_memory_bytes)
+        self.done = not length
 
-    def feed(self, data: bytes) -> bytes:
-        """Take what belongs to this body and return the rest; OSError when it cannot be spooled."""
-        mine, rest = data[: self._left], data[self._left :]
-        self.spool.add(mine)
-        self._left -= len(mine)
-        self.done = not self._left
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Split off what belongs to this body, and return it and the rest."""
+        left = self._left
+        if len(data) <= left:
+            self._left = left - len(data)
+            self.done = not self._left
+            return data, b""
+        self._left, self.done = 0, True
+        return data[:left], data[left:]
+
+
+Decoder = LengthDecoder | ChunkDecoder
+
+
+class Intake:
+    """The body of one request as the loop collects it; its connection's owner uses it."""
+
+    __slots__ = ("_blocks", "_file", "_limits", "decoder", "environ", "flags", "size")
+
+    def __init__(self, environ: WSGIEnvironment, flags: int, limits: Limits) -> None:
+        self.environ = environ
+        self.flags = flags
+        self.size = 0
+        self.decoder = LengthDecoder(int(environ["CONTENT_LENGTH"])) if flags & SIZED else ChunkDecoder(limits)
+        self._limits = limits
+        self._blocks: list[bytes] = []
+        self._file: BinaryIO | None = None
+
+    def take(self, data: bytes) -> bytes:
+        """Keep what belongs to the body, return the rest; Refusal, or OSError when a file cannot take it."""
+        payload, rest = self.decoder.feed(data)
+        if payload:
+            self.size += len(payload)
+            if self._file is None:
+                self._blocks.append(payload)
+            else:
+                self._file.write(payload)
         return rest
 
+    @property
+    def is_too_long(self) -> bool:
+        """Whether more is in memory than should be."""
+        return self._file is None and self.size > self._limits.body_memory_bytes
 
-class ChunkedBody:
-    """A body in chunks. Extensions and trailers are checked for syntax and forgotten: they never reach an environ."""
+    @property
+    def may_stream(self) -> bool:
+        """Whether the application could have it as it comes: it knows how long it will be, or consents to it."""
+        return self._file is None and bool(self.flags & (SIZED | EXPECT))
 
-    __slots__ = ("_fault", "_limit_bytes", "_parser", "_tail", "_wire", "done", "spool")
+    def move_to_file(self) -> None:
+        """From here on an unnamed temporary file takes it; OSError."""
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`, or by the request's end)
+        self._file.write(self.in_memory())
 
-    def __init__(self, limits: Limits) -> None:
-        self.done = False
-        self.spool = Spool(limits.body_memory_bytes)
-        self._limit_bytes = limits.body_bytes
-        self._fault: Exception | None = None
-        self._tail = b""  # the last bytes fed: the end may straddle two reads
-        self._wire = 0
-        self._parser = HttpRequestParser(self)
-        self._parser.feed_data(OUR_HEAD)
+    def in_memory(self) -> bytes:
+        """What is there, taken out."""
+        data = b"".join(self._blocks)
+        self._blocks.clear()
+        return data
 
-    def on_body(self, data: bytes) -> None:
-        """llhttp: data of a chunk."""
-        if self.spool.size + len(data) > self._limit_bytes:
-            self._fault = Refusal(413, "body too large")
-        elif self._fault is None:
+    def finish(self) -> BinaryIO:
+        """It is whole: as a file from its first byte, which the caller closes; the environ has it too."""
+        environ = self.environ
+        if self.flags & CHUNKED:  # RFC 9112, 7.1.3: a decoded body has a length and no coding
+            del environ["HTTP_TRANSFER_ENCODING"]
+            environ["CONTENT_LENGTH"] = str(self.size)
+        if self._file is None:
+            file: BinaryIO = io.BytesIO(self.in_memory())
+        else:
+            self._file.seek(0)
+            file = self._file
+        environ["wsgi.input"] = file
+        return file
+
+    def close(self) -> None:
+        """Give the file back: the request will never be whole."""
+        if self._file is not None:
+            self._file.close()
+
+
+class Stream(io.RawIOBase):
+    """The rest of a body, read from the socket by the thread that runs the application; one thread at a time."""
+
+    def __init__(self, connection: "Writer", intake: Intake, limits: Limits) -> None:
+        self.decoder = intake.decoder
+        self.rest = b""  # behind the body's end: the next request
+        self._connection = connection
+        self._expected = bool(intake.flags & EXPECT)  # the client waits for our consent
+        self._ready = memoryview(intake.in_memory())
+        self._limits = limits
+        self._moved_bytes = 0
+        self._deadline = 0.0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        """As io.RawIOBase; 0 only at the end of the body. ClientFault."""
+        while not self._ready:
+            if self.decoder.done:
+                return 0
+            data = self._receive()
             try:
-                self.spool.add(data)
-            except OSError as error:  # an exception would not survive the C parser as itself
-                self._fault = error
+                payload, self.rest = self.decoder.feed(data)
+            except Refusal as refusal:
+                raise ClientFault(refusal) from None
+            self._ready = memoryview(payload)
+        target = memoryview(buffer).cast("B")
+        count = min(len(target), len(self._ready))
+        target[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
 
-    def on_message_complete(self) -> None:
-        """llhttp: the last chunk and its trailers are in."""
-        self.done = True
-
-    def feed(self, data: bytes) -> bytes:
-        """Take what belongs to this body and return the rest; Refusal, or OSError when it cannot be spooled."""
-        window = self._tail + data
-        start = len(self._tail)
-        view = memoryview(window)
-        while start < len(window) and not self.done:
-            # from three bytes back: the four may begin in what was already fed
-            found = window.find(END, max(0, start - 3))
-            stop = found + len(END) if found >= 0 else len(window)
+    def _receive(self) -> bytes:
+        """More bytes from the client, waiting for them; ClientFault when none come."""
+        connection, sock = self._connection, self._connection.sock
+        if self._expected:
+            self._expected = False
+            if connection.exchange is not None and not connection.exchange.sent:  # else it has its answer
+                connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not self._moved_bytes:
+            self._deadline = time.monotonic() + self._limits.body_timeout_s
+        while True:
             try:
-                self._parser.feed_data(view[start:stop])
-            except HttpParserError:
-                raise Refusal(400, "malformed chunk") from None
-            if self._fault is not None:
-                raise self._fault
-            self._wire += stop - start
-            start = stop
-        if self._wire > OVERHEAD * self.spool.size + OVERHEAD_ALLOWANCE_BYTES:
-            raise Refusal(400, "chunk overhead")
-        self._tail = window[max(0, start - 3) : start]
-        return window[start:]
-
-
-Body = LengthBody | ChunkedBody
+                data = sock.recv(READ_AHEAD_BYTES)
+            except (BlockingIOError, InterruptedError):
+                poll = select.poll()
+                poll.register(sock.fileno(), select.POLLOUT if connection.wants_write else select.POLLIN)
+                if not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
+                    raise ClientFault(Refusal(408, "body time-out")) from None
+                continue
+            except OSError:
+                data = b""
+            if not data:
+                connection.broken = True
+                raise ClientFault(Refusal(400, "client left in its body"))
+            self._moved_bytes += len(data)
+            if self._moved_bytes >= self._limits.progress_bytes:
+                self._moved_bytes = 0
+            return data

@@ -1,16 +1,22 @@
-"""One client: its socket, what it sent and what it has not taken yet.
+"""One client: its socket, and what it sent.
 
-Invariant: a connection is in exactly one state, and epoll watches it for what that state needs: writing in FLUSH,
-reading in all others. A request is only begun when the response before it has left: nothing is answered out of order.
+Invariant: a connection has exactly one owner. The loop owns it in every state but WORK; in WORK it belongs to the
+thread that runs its request, until `come_back`. Only the loop tells epoll about it, and only the loop closes it: a
+descriptor closed by anybody else could be another client's by the time the loop looks. A request is only begun when
+the response before it has left: nothing is answered out of order.
 
 Theory of operation.
 
-    IDLE   nothing of the next request is here        -> HEAD, BODY, or straight through the application
-    HEAD   some bytes of a request head are here      -> BODY, or through the application
-    BODY   the head is parsed, its body is collected  -> through the application
+    IDLE   nothing of the next request is here        -> HEAD, BODY, WORK
+    HEAD   some bytes of a request head are here      -> BODY, WORK
+    BODY   the head is parsed, its body is collected  -> WORK
+    WORK   the application runs                       -> IDLE, FLUSH, LINGER, CLOSED
     FLUSH  the response did not fit the socket        -> IDLE, LINGER, CLOSED
     LINGER answered for good; what still comes is read and thrown away, so that a reset does not overtake the answer
     CLOSED
+
+In WORK the connection stays in epoll: most requests are over before anything happens on it. If something does (a
+pipelined request, a FIN, a reset) the loop takes it out, and puts it back when it has come back.
 
 `deadline` is the moment the present state ends by time-out (`expire`); the engine looks at all of them a few times a
 second. Bytes beyond the present request wait in `buffer`, which never grows beyond one head and one read.
@@ -24,32 +30,41 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from .body import END, Body, ChunkedBody, LengthBody
-from .exchange import Exchange, plain_response
+from .body import READ_AHEAD_BYTES, Intake, Stream
+from .crew import Relieved
+from .exchange import Exchange
 from .head import CHUNKED, CLOSE, EXPECT, SIZED, Refusal, check_beginning
-from .outbox import Outbox, SpoolError
+from .outbox import ShortFile
+from .responses import plain_response
+from .writer import Writer
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
     from .shared import Shared
 
-IDLE, HEAD, BODY, FLUSH, LINGER, CLOSED = range(6)
-HEAD_READ_BYTES = 16384  # a browser's head ten times over; larger reads cost an allocation each
+IDLE, HEAD, BODY, WORK, FLUSH, LINGER, CLOSED = range(7)
+END = b"\r\n\r\n"
+HEAD_READ_BYTES = (
+    16384  # a browser's head ten times over, and the largest TLS record; larger reads cost an allocation
+)
 BODY_READ_BYTES = 65536
 NO_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
+IN, OUT = select.EPOLLIN, select.EPOLLOUT
 
 
-class Connection:
-    """One client of one engine; used by the engine's thread only."""
+class Connection(Writer):
+    """One client of one engine."""
 
     __slots__ = (
-        "_base", "_body", "_body_environ", "_body_flags", "_close_after", "_fd", "_moved_bytes", "_out", "_peer_host",
-        "_peer_port", "_scanned", "_shared", "buffer", "deadline", "sock", "state", "waiting_turn",
+        "_base", "_close_after", "_fd", "_intake", "_moved_bytes", "_peer_host", "_peer_port", "_scanned", "_watched",
+        "buffer", "deadline", "state", "waiting_turn",
     )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, base: "WSGIEnvironment", host: str, port: str, shared: "Shared") -> None:
-        self.sock = sock
+    def __init__(
+        self, sock: socket.socket, base: "WSGIEnvironment", host: str, port: str, shared: "Shared", *, tls: bool
+    ) -> None:
+        super().__init__(sock, shared, tls=tls)
         self.state = IDLE
         self.buffer = b""
         self.deadline = time.monotonic() + shared.limits.header_timeout_s
@@ -58,32 +73,31 @@ class Connection:
         self._base = base
         self._peer_host = host
         self._peer_port = port
-        self._shared = shared
         self._scanned = 0  # of an incomplete head: what was searched for its end
-        self._out: Outbox | None = None
-        self._body: Body | None = None
-        self._body_environ: WSGIEnvironment = base
-        self._body_flags = 0
+        self._watched = 0  # what epoll looks for
+        self._intake: Intake | None = None
+        self._close_after = False  # when FLUSH is over
         self._moved_bytes = 0  # since the deadline of BODY or FLUSH last moved
-        self._close_after = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether anything can still be written."""
-        return self.state != CLOSED
+        self._watch(IN)
 
     # ---- what epoll reports ----------------------------------------------------------------------------------------
     def ready(self) -> None:
         """Epoll says the socket can be read, or written in FLUSH; errors surface in the calls themselves."""
         state = self.state
-        if state == FLUSH:
-            self._flush()
-            return
+        if state >= WORK:
+            if state == WORK:
+                self._watch(0)
+                return
+            if state == FLUSH:
+                self._flush()
+                return
         if self.waiting_turn:
             return  # level-triggered: it will be said again when the buffer is empty
         try:
             data = self.sock.recv(HEAD_READ_BYTES if state <= HEAD else BODY_READ_BYTES)
         except (BlockingIOError, InterruptedError):
+            if self.tls:
+                self._watch(IN | OUT if self.wants_write else IN)
             return
         except OSError:  # reset by the client
             data = b""
@@ -108,7 +122,7 @@ class Connection:
             self.abort()
         elif state == LINGER:
             self.close()
-        elif self.waiting_turn or self.has_unread():
+        elif state == WORK or self.waiting_turn or self.has_unread():
             pass  # it was not the client who was slow: the application kept the loop busy
         elif state == IDLE:
             self.close()
@@ -117,14 +131,28 @@ class Connection:
 
     def has_unread(self) -> bool:
         """Whether bytes (not an end) wait in the socket."""
+        if self.tls:
+            return self.sock.has_unread()  # type: ignore[attr-defined, no-any-return]
         try:
             return bool(self.sock.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
 
+    def _watch(self, mask: int) -> None:
+        """Tell epoll what to look for; 0 takes the connection out."""
+        if mask == self._watched:
+            return
+        if not self._watched:
+            self._shared.epoll.register(self._fd, mask)
+        elif mask:
+            self._shared.epoll.modify(self._fd, mask)
+        else:
+            self._shared.epoll.unregister(self._fd)
+        self._watched = mask
+
     # ---- requests --------------------------------------------------------------------------------------------------
     def advance(self, data: bytes) -> None:
-        """Answer what is complete in `data`, keep the rest."""
+        """Answer what is complete in `data`, keep the rest. Relieved when the loop was lost on the way."""
         shared = self._shared
         turns = shared.limits.pipelined
         while True:
@@ -149,7 +177,7 @@ class Connection:
                 self._begin_body(environ, flags)
                 return
             environ["wsgi.input"] = io.BytesIO()
-            Exchange(self, shared, environ, flags).serve()
+            self._start(Exchange(self, shared, environ, flags))
             if self.state > HEAD:
                 return
             data = self.buffer
@@ -159,6 +187,28 @@ class Connection:
             if not turns:
                 self._wait_for_turn()
                 return
+
+    def _start(self, exchange: Exchange) -> None:
+        """Run a request: here, or in another thread when it is believed to block."""
+        shared = self._shared
+        crew = shared.crew
+        self.exchange = exchange
+        self.state = WORK
+        if exchange.stream is not None or (shared.predictor.active and exchange.will_block()):
+            crew.give(exchange)
+            return
+        exchange.tenure = tenure = crew.inline
+        tenure.append(exchange)
+        if crew.resting:
+            crew.wake_monitor()
+        exchange.serve()
+        try:
+            tenure.pop()
+        except IndexError:  # the loop was taken away from this thread, and with it the right to go on here
+            crew.off_loop.discard(exchange)
+            shared.come_back(self)
+            raise Relieved from None
+        self.settle()
 
     def _wait_for_turn(self) -> None:
         """More is in the buffer, but others want to be served too; nothing is read meanwhile."""
@@ -178,153 +228,123 @@ class Connection:
             self.state = HEAD
             self.deadline = time.monotonic() + self._shared.limits.header_timeout_s
 
+    # ---- bodies ----------------------------------------------------------------------------------------------------
     def _begin_body(self, environ: "WSGIEnvironment", flags: int) -> None:
         limits = self._shared.limits
-        if flags & SIZED:
-            self._body = LengthBody(int(environ["CONTENT_LENGTH"]), limits)
-        else:
-            self._body = ChunkedBody(limits)
-        self._body_environ = environ
-        self._body_flags = flags
+        data, self.buffer = self.buffer, b""
+        if data:  # a client that has begun its body no longer waits for our consent (RFC 9110, 10.1.1)
+            flags &= ~EXPECT
+        self._intake = Intake(environ, flags, limits)
         self._moved_bytes = 0
         self.state = BODY
         self.deadline = time.monotonic() + limits.body_timeout_s
-        data, self.buffer = self.buffer, b""
         if data:
             self._collect(data)
-        elif flags & EXPECT:  # a client that has begun its body no longer waits (RFC 9110, 10.1.1)
+        elif flags & EXPECT and not self._stream():
             with contextlib.suppress(BrokenPipeError):
                 self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                if (
-                    self._out is not None
-                ):  # 25 bytes did not fit: a client that never reads, not worth a state of its own
-                    self.abort()
+            if self.broken or self.out is not None:  # a client that does not even take 25 bytes
+                self.abort()
 
     def _collect(self, data: bytes) -> None:
-        """More of the body; when it is whole, the application runs."""
-        body = self._body
-        assert body is not None
+        """More of the body; when it is whole, or too long to be collected, the application runs."""
+        intake, limits = self._intake, self._shared.limits
+        assert intake is not None
         try:
-            rest = body.feed(data)
+            self.buffer = intake.take(data)
+            if intake.is_too_long and not intake.decoder.done and not self._stream():
+                intake.move_to_file()
         except Refusal as refusal:
             self.refuse(refusal)
             return
         except OSError as error:
-            self._shared.log.error(
-                "a request body cannot be spooled to a temporary file: %s; free space in TMPDIR", error
-            )
+            text = "a request body cannot be spooled to a temporary file: %s; free space in TMPDIR"
+            self._shared.log.error(text, error)
             self.refuse(Refusal(503, "no space for the body"))
             return
-        if not body.done:
-            self._moved(len(data), self._shared.limits.body_timeout_s)
+        if not intake.decoder.done:
+            if self.state == BODY:
+                self._moved(len(data), limits.body_timeout_s)
             return
-        self.buffer = rest
-        self._body = None
-        environ, self._body_environ = self._body_environ, self._base
-        if self._body_flags & CHUNKED:  # RFC 9112, 7.1.3: a decoded body has a length and no coding
-            del environ["HTTP_TRANSFER_ENCODING"]
-            environ["CONTENT_LENGTH"] = str(body.spool.size)
-        environ["wsgi.input"] = body.spool.open()
-        self.state = IDLE
-        try:
-            Exchange(self, self._shared, environ, self._body_flags).serve()
-        finally:
-            body.spool.close()
+        self._intake = None
+        exchange = Exchange(self, self._shared, intake.environ, intake.flags)
+        exchange.body = intake.finish()
+        self._start(exchange)
         if self.state == IDLE and self.buffer:
-            self._wait_for_turn()  # not `advance`: a pipeline of bodies would recurse
+            self._wait_for_turn()
+
+    def _stream(self) -> bool:
+        """Let the application have the body as it comes, in a thread that may wait; false when none may."""
+        intake, shared = self._intake, self._shared
+        assert intake is not None
+        if not intake.may_stream or not shared.crew.take_patience():
+            return False
+        self._intake = None
+        stream = Stream(self, intake, shared.limits)
+        exchange = Exchange(self, shared, intake.environ, intake.flags, stream)
+        exchange.body = intake.environ["wsgi.input"] = io.BufferedReader(stream, READ_AHEAD_BYTES)
+        self._start(exchange)
+        return True
 
     def _moved(self, count: int, timeout_s: float) -> None:
-        """The client made progress; only enough of it moves the deadline."""
+        """Progress postpones the deadline, but not byte by byte."""
         self._moved_bytes += count
         if self._moved_bytes >= self._shared.limits.progress_bytes:
             self._moved_bytes = 0
             self.deadline = time.monotonic() + timeout_s
 
     # ---- responses -------------------------------------------------------------------------------------------------
-    def write(self, data: bytes | memoryview, more: bytes | memoryview = b"") -> None:
-        """Send, or keep what the socket does not take; BrokenPipeError when the client is gone."""
-        if self.state == CLOSED:
-            raise BrokenPipeError("the client has gone")
-        try:
-            out = self._out
-            if out is not None:
-                out.flush(self.sock)
-                if not out.pending_bytes:  # the client has caught up: what is new goes straight to it again
-                    out.close()
-                    out = self._out = None
-            if out is None:
-                try:
-                    # a large body is not copied behind its head
-                    count = self.sock.sendmsg((data, more)) if more else self.sock.send(data)
-                except BlockingIOError:
-                    count = 0
-                if count == len(data) + len(more):
-                    return
-                out = self._out = Outbox(self._shared.limits.response_memory_bytes)
-                if count >= len(data):
-                    data, more = b"", memoryview(more)[count - len(data) :]
-                else:
-                    data = memoryview(data)[count:]
-            out.add(data)
-            out.add(more)
-            if out.pending_bytes > self._shared.limits.response_file_bytes:
-                self._wait_for_client(out)
-        except OSError:  # reset, timed out, unreachable: all the same to us
-            self.close()
-            raise BrokenPipeError("the client has gone") from None
-        except SpoolError as error:
-            self._shared.log.error(
-                "a response cannot be spooled to a temporary file: %s; free space in TMPDIR", error
-            )
-            self.abort()
-            raise BrokenPipeError("the response could not be kept") from None
-
-    def _wait_for_client(self, out: Outbox) -> None:
-        """More waits than may be kept: the application waits for its client, each step within the write time-out."""
-        limits = self._shared.limits
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        while out.pending_bytes > limits.response_file_bytes:
-            if not poll.poll(limits.write_timeout_s * 1000):
-                self._shared.stats.refuse("client stopped reading")
-                raise ConnectionAbortedError
-            out.flush(self.sock)
-
-    def settle(self, close: bool) -> None:
-        """The exchange is over: go on, or end, now or when the client has taken everything."""
-        if self.state == CLOSED:
-            return
-        self._close_after = close
-        if self._out is not None:
-            self.state = FLUSH
+    def settle(self) -> None:
+        """The exchange is over and the loop owns us again: go on, or end, now or when the client has all of it."""
+        exchange, shared = self.exchange, self._shared
+        assert exchange is not None
+        self.exchange = None
+        shared.crew.beat += 1
+        shared.stats.requests += 1
+        if exchange.stream is not None:
+            self.buffer = exchange.stream.rest
+        if self.broken or self.cut:
+            self.end()
+        elif self.out is not None:
+            self._close_after = bool(exchange.flags & CLOSE)
             self._moved_bytes = 0
-            self.deadline = time.monotonic() + self._shared.limits.write_timeout_s
-            self._shared.epoll.modify(self._fd, select.EPOLLOUT)
-        elif close:
-            self._finish(linger=bool(self.buffer) or self._shared.draining)
+            self.state = FLUSH
+            self.deadline = time.monotonic() + shared.limits.write_timeout_s
+            self._watch(OUT)
+        elif exchange.flags & CLOSE:
+            self._finish(linger=bool(self.buffer) or shared.draining or exchange.stream is not None)
         else:
             self.state = IDLE
-            self.deadline = time.monotonic() + self._shared.limits.keep_alive_s
+            self.deadline = exchange.ended + shared.limits.keep_alive_s
+            if self._watched != IN:
+                self._watch(IN)
+
+    def come_back(self) -> None:
+        """From the thread that ran the request, by way of the loop's queue."""
+        self.settle()
+        if self.state == IDLE and self.buffer:
+            self._wait_for_turn()
 
     def _flush(self) -> None:
-        out = self._out
+        out = self.out
         assert out is not None
         try:
             sent = out.flush(self.sock)
-        except OSError:
-            self.close()
+        except (OSError, ShortFile) as error:
+            self.cut = isinstance(error, ShortFile)
+            self.end()
             return
         self._moved(sent, self._shared.limits.write_timeout_s)
-        if out.pending_bytes:
+        if not out.empty:
             return
-        out.close()
-        self._out = None
-        self._shared.epoll.modify(self._fd, select.EPOLLIN)
+        self.out = None
         if self._close_after:
+            self._watch(IN)
             self._finish(linger=True)
             return
         self.state = IDLE
         self.deadline = time.monotonic() + self._shared.limits.keep_alive_s
+        self._watch(IN)
         if self.buffer:
             self._wait_for_turn()
 
@@ -334,10 +354,14 @@ class Connection:
         self._drop_body()
         with contextlib.suppress(BrokenPipeError):
             self.write(plain_response(self._shared, refusal.status, CLOSE, refusal.reason))
-            if self._out is None:
-                self._finish(linger=True)
-            else:
-                self.settle(close=True)
+        if self.broken:
+            self.close()
+        elif self.out is None:
+            self._finish(linger=True)
+        else:
+            self._close_after, self.state = True, FLUSH
+            self.deadline = time.monotonic() + self._shared.limits.write_timeout_s
+            self._watch(OUT)
 
     # ---- ends ------------------------------------------------------------------------------------------------------
     def _finish(self, linger: bool) -> None:
@@ -353,6 +377,14 @@ class Connection:
         self.buffer = b""
         self.state = LINGER
         self.deadline = time.monotonic() + self._shared.limits.linger_s
+        self._watch(IN)
+
+    def end(self) -> None:
+        """Close; with a reset if what was sent must not be taken for a whole response."""
+        if self.cut:
+            self.abort()
+        else:
+            self.close()
 
     def abort(self) -> None:
         """Cut: a reset, so that no client can take a broken response for a whole one."""
@@ -368,17 +400,20 @@ class Connection:
         self.state = CLOSED
         self.buffer = b""
         self._drop_body()
-        if self._out is not None:
-            self._out.close()
-            self._out = None
+        if self.out is not None:
+            self.out.close()
+            self.out = None
         # Explicitly, because a child that the application forked may hold the same description: it would go on
         # reporting.
-        self._shared.epoll.unregister(self._fd)
-        del self._shared.connections[self._fd]
-        self._shared.stats.connections -= 1
+        self._watch(0)
+        shared = self._shared
+        del shared.connections[self._fd]
+        shared.stats.connections -= 1
+        if shared.crowd is not None:
+            shared.crowd.settle(shared.stats.connections)
         self.sock.close()
 
     def _drop_body(self) -> None:
-        if self._body is not None:
-            self._body.spool.close()
-            self._body = None
+        if self._intake is not None:
+            self._intake.close()
+            self._intake = None

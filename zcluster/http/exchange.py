@@ -6,97 +6,77 @@ first byte left becomes a 500; what it does wrong afterwards cuts the connection
 The head leaves together with the first bytes of the body, so `start_response` may be called again with `exc_info`
 until then. Nothing of the application's output is delayed: each block goes to the socket, or into the outbox, before
 the next one is asked for.
+
+An exchange runs in one thread: inline in the one that leads the loop, or in another. It tells the predictor how long
+the application took, so that the next request of its kind runs where it should.
 """
 
-import contextlib
+import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from http import HTTPStatus
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, BinaryIO
 from wsgiref.types import WSGIEnvironment
 
+from . import failures
+from .body import Stream
+from .crew import Job
+from .files import FileWrapper, part_of
 from .head import CLOSE, OLD
-from .shared import SERVER, Shared
+from .predictor import LONG_S, is_slow
+from .responses import DATE_GIVEN, NO_FIELDS, SERVER_GIVEN, connection_field, status_line, take_fields
+from .shared import SERVER
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .shared import Shared
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
 JOIN_BYTES = 16384  # up to here copying the body behind its head is cheaper than a second buffer in the call
-INTERRUPTED = 130  # what a shell reports for Ctrl-C: 128 + SIGINT
-
-_ORDINARY, _DATE, _SERVER, _LENGTH, _CONNECTION, _CODING, _DROP = range(7)  # 1 and 2 serve as bits too
-_SPECIAL = {
-    "content-length": _LENGTH, "date": _DATE, "server": _SERVER, "connection": _CONNECTION,
-    "transfer-encoding": _CODING,
-    # PEP 3333 forbids hop-by-hop fields to applications; these are harmless to leave out
-    "keep-alive": _DROP, "te": _DROP, "trailer": _DROP, "upgrade": _DROP, "proxy-connection": _DROP,
-}  # fmt: skip
-_COMMON = """
-Accept-Ranges Access-Control-Allow-Origin Age Allow Cache-Control Content-Disposition Content-Encoding
-Content-Language Content-Length Content-Location Content-Range Content-Security-Policy Content-Type Date ETag
-Expires Last-Modified Link Location Permissions-Policy Pragma Referrer-Policy Retry-After Server Set-Cookie
-Strict-Transport-Security Vary WWW-Authenticate X-Content-Type-Options X-Frame-Options X-Request-ID
-""".split()  # noqa: SIM905 (thirty quoted strings are no easier to read)
-_KINDS = {spelling: _SPECIAL.get(name.lower(), _ORDINARY) for name in _COMMON for spelling in (name, name.lower())}
-_is_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
-_is_status = re.compile(r"[2-5][0-9]{2}(?: [\t -~\x80-\xff]*)?").fullmatch
-_LINES = {
-    f"{status} {status.phrase}": f"HTTP/1.1 {status} {status.phrase}\r\n" for status in HTTPStatus if status >= 200
-}
-
-
-def plain_response(shared: Shared, status: int, flags: int, reason: str = "", head_only: bool = False) -> bytes:
-    """A short text response of our own, head and body; `flags` as from the head parser."""
-    phrase = HTTPStatus(status).phrase
-    body = f"{phrase}: {reason}\n" if reason else f"{phrase}\n"
-    shared.refresh_date(time.monotonic())
-    return (
-        f"HTTP/1.1 {status} {phrase}\r\nServer: {SERVER}\r\n{shared.date}Content-Type: text/plain\r\n"
-        f"Content-Length: {len(body)}\r\n{_connection(flags)}\r\n{'' if head_only else body}"
-    ).encode("ascii")
-
-
-def _connection(flags: int) -> str:
-    if flags & CLOSE:
-        return "Connection: close\r\n"
-    return "Connection: keep-alive\r\n" if flags & OLD else ""
-
-
-def _kind(name: str) -> int:
-    """What a response field is to us, for a spelling that `_KINDS` does not hold."""
-    if not _is_token(name):
-        raise ValueError(f"{name!r} is not a header field name")
-    return _SPECIAL.get(name.lower(), _ORDINARY)
 
 
 class Exchange:
     """One request and its response; lives in one thread."""
 
     __slots__ = (
-        "_bodiless", "_chunked", "_complete", "_connection", "_fields", "_flags", "_given", "_left", "_sent",
-        "_shared", "_status_line", "_trimmed", "environ",
+        "_chunked", "_connection", "_cpu_s", "_fields", "_left", "_patient", "_shared", "_status_line", "_trimmed",
+        "bodiless", "body", "complete", "done", "ended", "environ", "flags", "sent", "sent_bytes", "started",
+        "stream", "tenure",
     )  # fmt: skip
 
-    def __init__(self, connection: "Connection", shared: Shared, environ: WSGIEnvironment, flags: int) -> None:
+    def __init__(
+        self, connection: "Connection", shared: "Shared", environ: WSGIEnvironment, flags: int,
+        stream: Stream | None = None,
+    ) -> None:  # fmt: skip
         self.environ = environ
+        self.flags = flags
+        self.stream = stream  # the body, when it is still on its way
+        self.tenure: list[Job] | None = None  # the list that says whether our thread still leads; None: it never did
+        self.body: BinaryIO | None = None  # wsgi.input, when it must be closed
+        self.started = 0.0
+        self.ended = 0.0
+        self.sent = False  # the head has left
+        self.sent_bytes = 0  # of the body
+        self.complete = False
+        self.done = False
+        self.bodiless = environ["REQUEST_METHOD"] == "HEAD"
         self._connection = connection
         self._shared = shared
-        self._flags = flags
         self._status_line = ""
-        self._fields = ""
+        self._fields = NO_FIELDS
         self._left = -1  # of the Content-Length the application gave; -1: it gave none
-        self._given = 0  # which of Date and Server it gave, as bits
-        self._sent = False  # the head has left
         self._chunked = False
-        self._bodiless = environ["REQUEST_METHOD"] == "HEAD"
         self._trimmed = False
-        self._complete = False
+        self._patient = stream is not None  # may wait for the client
+        self._cpu_s = 0.0
+
+    @property
+    def log(self) -> logging.Logger:
+        """Where errors of the application go."""
+        return self._shared.log
 
     # ---- what the application sees ---------------------------------------------------------------------------------
     def start_response(
@@ -105,54 +85,26 @@ class Exchange:
         """PEP 3333. TypeError or ValueError for what cannot be a response."""
         if exc_info is not None:
             try:
-                if self._sent and exc_info[1] is not None:
+                if self.sent and exc_info[1] is not None:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # a cycle through the traceback otherwise
         elif self._status_line:
             raise RuntimeError("start_response was called twice; the second time needs exc_info")
-        line = _LINES.get(status)
-        if line is None:
-            if not _is_status(status):
-                raise ValueError(f"{status!r} is not a response status such as '200 OK'")
-            line = f"HTTP/1.1 {status:<4}\r\n"  # the blank stays when there is no phrase
-        self._take_headers(headers)
-        self._bodiless = self.environ["REQUEST_METHOD"] == "HEAD" or status[:3] in ("204", "304")
-        if status[:3] == "204":
-            self._left = -1  # RFC 9110, 8.6: a 204 has no Content-Length
+        line = status_line(status)
+        self._fields = fields = take_fields(headers)
+        self._left = fields.length
+        if fields.close:
+            self.flags |= CLOSE
+        code = status[:3]
+        if code in ("204", "304"):
+            self.bodiless = True
+            if code == "204":
+                self._left = -1  # RFC 9110, 8.6: a 204 has no Content-Length
+        else:
+            self.bodiless = self.environ["REQUEST_METHOD"] == "HEAD"
         self._status_line = line
         return self.write
-
-    def _take_headers(self, headers: Iterable[tuple[str, str]]) -> None:
-        """Check the fields, keep what is ours to write apart, and join the rest."""
-        kinds = _KINDS
-        lines = []
-        self._left, self._given = -1, 0
-        for name, value in headers:
-            kind = kinds.get(name)
-            if kind is None:
-                kind = _kind(name)
-            if kind:
-                if kind == _LENGTH:
-                    if not (value.isascii() and value.isdigit()) or self._left >= 0:
-                        raise ValueError(f"{value!r} is not a Content-Length, or it is the second one")
-                    self._left = int(value)
-                    continue
-                if kind == _CONNECTION:
-                    if "close" in value.lower():
-                        self._flags |= CLOSE
-                    continue
-                if kind == _CODING:
-                    raise ValueError("Transfer-Encoding is the server's business, not the application's (PEP 3333)")
-                if kind == _DROP:
-                    continue
-                self._given |= kind
-            lines.append(name + ": " + value)  # TypeError for what is no str
-        text = "\r\n".join(lines) + "\r\n" if lines else ""
-        count = len(lines)
-        if text.count("\n") != count or text.count("\r") != count or "\0" in text:
-            raise ValueError("a response header value contains CR, LF or NUL")
-        self._fields = text
 
     def write(self, data: bytes, /) -> None:
         """Send one block, with the head in front of the first; BrokenPipeError when the client is gone."""
@@ -160,11 +112,8 @@ class Exchange:
             raise TypeError(f"a response body is made of bytes, not {type(data).__name__}")
         if not data:
             return
-        if self._sent:
-            head = b""
-        else:
-            head = self._head(-1)
-        if self._bodiless:
+        head = b"" if self.sent else self._head(-1)
+        if self.bodiless:
             if head:
                 self._connection.write(head)
             return
@@ -173,7 +122,8 @@ class Exchange:
                 self._trimmed = True
                 data = data[: self._left]
             self._left -= len(data)
-        elif self._chunked:
+        self.sent_bytes += len(data)
+        if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if len(data) <= JOIN_BYTES:
             data = head + data
@@ -187,190 +137,197 @@ class Exchange:
         """The head; `length` of the body when it is known though the application did not say it, else -1."""
         if not self._status_line:
             raise RuntimeError("the application gave a body before it called start_response")
-        if self._shared.draining:
-            self._flags |= CLOSE
+        shared, stream, fields = self._shared, self.stream, self._fields
+        if shared.draining or (stream is not None and not stream.decoder.done):
+            # What is left of a body nobody reads would be taken for the next request; and who knows how much it is?
+            self.flags |= CLOSE
         framing = ""
         if self._left >= 0:
             framing = f"Content-Length: {self._left}\r\n"
         elif length >= 0:
             # To HEAD an empty list says nothing (frameworks strip the body); a 204 or 304 has no length.
-            if not self._bodiless or (length and self._status_line[9:12] not in ("204", "304")):
+            if not self.bodiless or (length and self._status_line[9:12] not in ("204", "304")):
                 framing = f"Content-Length: {length}\r\n"
-        elif self._bodiless:
+        elif self.bodiless:
             pass
-        elif self._flags & OLD:
-            self._flags |= CLOSE  # the end of the connection is the end of the body
+        elif self.flags & OLD:
+            self.flags |= CLOSE  # the end of the connection is the end of the body
         else:
             self._chunked = True
             framing = "Transfer-Encoding: chunked\r\n"
-        shared = self._shared
-        shared.refresh_date(time.monotonic())
-        ours = shared.date if not self._given & _DATE else ""
-        if not self._given & _SERVER:
+        shared.refresh_date(self.ended or time.monotonic())
+        ours = shared.date if not fields.given & DATE_GIVEN else ""
+        if not fields.given & SERVER_GIVEN:
             ours += "Server: zcluster\r\n"
-        flags = self._flags
-        connection = _connection(flags) if flags else ""
-        head = f"{self._status_line}{ours}{self._fields}{framing}{connection}\r\n".encode("latin-1")
-        self._sent = True  # only now: what cannot be encoded is still answered with a 500
+        connection = connection_field(self.flags) if self.flags else ""
+        head = f"{self._status_line}{ours}{fields.text}{framing}{connection}\r\n".encode("latin-1")
+        self.sent = True  # only now: what cannot be encoded is still answered with a 500
         return head
 
     def _run(self) -> None:
         """Call the application and send what it returns."""
-        result = self._shared.app(self.environ, self.start_response)
+        shared = self._shared
+        result = shared.app(self.environ, self.start_response)
         kind = type(result)
-        if (kind is list or kind is tuple) and not self._sent:
+        if (kind is list or kind is tuple) and not self.sent:
+            self.ended = now = time.monotonic()
+            if now - self.started >= LONG_S or shared.predictor.active:
+                self._learn(now)
             self._send_whole(b"".join(result))
             return
         try:
-            for data in result:
-                if data:
-                    self.write(data)
-                    if self._bodiless:
-                        break  # the head is all there is to send
-            self._finish()
+            if self.sent or not isinstance(result, FileWrapper) or not self._send_file(result):
+                for data in result:
+                    if data:
+                        self.write(data)
+                        if self.bodiless:
+                            break  # the head is all there is to send
+                self._finish()
         finally:
             close = getattr(result, "close", None)
             if close is not None:
                 close()
+            self.ended = time.monotonic()
+            self._learn(self.ended)
 
     def _send_whole(self, body: bytes) -> None:
         """The response is complete in memory: one head with the right length, one send."""
         length = len(body)
-        if self._left >= 0 and self._left != length and not self._bodiless:
+        if self._left >= 0 and self._left != length and not self.bodiless:
             self.write(body)
             self._finish()
             return
         head = self._head(length)
-        if self._bodiless:
+        if self.bodiless:
             self._connection.write(head)
-        elif length <= JOIN_BYTES:
-            self._connection.write(head + body)
         else:
-            self._connection.write(head, body)
-        self._complete = True
+            self.sent_bytes = length
+            if length <= JOIN_BYTES:
+                self._connection.write(head + body)
+            else:
+                self._connection.write(head, body, whole=True)
+        self.complete = True
+
+    def _send_file(self, wrapper: FileWrapper) -> bool:
+        """Leave a file to the loop; false when it has to be read like everything else."""
+        part = part_of(wrapper)
+        if part is None:
+            return False
+        try:
+            if 0 <= self._left < part.size:
+                part = part._replace(size=self._left)  # a file may be longer than what the application wants of it
+            if self._left > part.size or self.bodiless:
+                return False  # too short: said and cut like everything else
+            self._connection.write(self._head(part.size))
+            self.sent_bytes = part.size
+            self._connection.write_file(os.dup(part.fd), part.offset, part.size)
+        finally:
+            os.close(part.fd)
+        self.complete = True
+        return True
 
     def _finish(self) -> None:
         """The application has given all: end the body, or cut what it left open."""
-        if not self._sent:
+        if not self.sent:
             self._connection.write(self._head(0))
-        if self._bodiless:
+        if self.bodiless:
             pass
         elif self._chunked:
             self._connection.write(b"0\r\n\r\n")
         elif self._left > 0:
-            self._log("gave %d bytes less than its Content-Length; the connection is cut", self._left)
-            self._connection.abort()
-        self._complete = True
+            failures.log(self, "gave %d bytes less than its Content-Length; the connection is cut", self._left)
+            self._connection.cut = True
+        self.complete = True
         if self._trimmed:
-            self._log("gave more bytes than its Content-Length; they were left out")
+            failures.log(self, "gave more bytes than its Content-Length; they were left out")
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+    def will_block(self) -> bool:
+        """Does the predictor believe so?"""
+        return self._shared.crew.many and self._shared.predictor.is_slow(
+            self.environ["REQUEST_METHOD"], self.environ["PATH_INFO"]
+        )
+
+    def may_wait(self) -> bool:
+        """The client is slow: whether this thread may wait for it, instead of leaving the rest to a file."""
+        crew = self._shared.crew
+        if not self._patient and crew.take_patience():
+            if crew.step_down(self.tenure):
+                self._patient = True
+            else:
+                crew.give_patience()
+        return self._patient
+
+    def perform(self) -> None:
+        """Run in a thread that does not lead, and give the connection back to the loop."""
+        self._cpu_s = time.thread_time()
+        self.serve()
+        self._shared.come_back(self._connection)
 
     def serve(self) -> None:
-        """Run the application and leave the connection ready for what comes next. Raises nothing of the user's."""
-        stats = self._shared.stats
-        stats.oldest_started = time.monotonic()
-        stats.inflight = 1
+        """Run the application. Raises nothing of the user's, and leaves the end of the connection to the loop."""
+        shared = self._shared
+        self.started = time.monotonic()
         try:
-            self._run()
-        except BrokenPipeError as error:
-            if self._connection.is_open:  # not our client: some pipe of the application's own
-                self._failed(error)
-        except (SystemExit, KeyboardInterrupt) as error:
-            self._leave(error)
-        except BaseException as error:  # user code was called: whatever it is, it ends this request only
-            self._failed(error)
-        finally:
-            stats.inflight = 0
-            stats.oldest_started = 0.0
-            stats.requests += 1
-        if self._shared.forked:
-            self._end_child(None)
-        # A close-delimited response and one that announced it both set CLOSE when the head was made.
-        self._connection.settle(bool(self._flags & CLOSE))
+            try:
+                self._run()
+            except BaseException as error:  # user code was called: whatever it is, it ends this request only
+                failures.ended_by(self, self._connection, shared, error)
+            if shared.forked:
+                failures.end_child(self, None)
+            if not self.ended:
+                self.ended = time.monotonic()
+            if shared.access is not None:
+                line = self._status_line or failures.LINE_500
+                shared.access.note(self.environ, line, self._fields.text, self.sent_bytes, self.ended - self.started)
+        except Exception:  # a bug of ours must cost one connection, not the worker; logged and counted
+            failures.log_bug(self)
+            shared.stats.failures += 1
+            self._connection.cut = True
+        if self.body is not None:
+            self.body.close()
+        if self._patient:
+            shared.crew.give_patience()
+        self.done = True
 
-    # ---- what goes wrong -------------------------------------------------------------------------------------------
-    def _end_child(self, error: BaseException | None) -> NoReturn:
-        """A process that the application forked has come back to us: its parent answers, and it is no worker."""
-        if isinstance(error, SystemExit):
-            code = self._exit_code(error)
+    def _learn(self, now: float) -> None:
+        """Tell the predictor what the application has just shown."""
+        shared, environ = self._shared, self.environ
+        elapsed_s = now - self.started
+        if elapsed_s < LONG_S:
+            slow = False
+        elif self.tenure is None:
+            slow = is_slow(elapsed_s, time.thread_time() - self._cpu_s)
+        elif not self.tenure:
+            slow = True  # the loop was taken away from it
         else:
-            code = 1
-            self._log(
-                "forked a process that returned from the request; it is ended (os._exit() is how it should end)",
-                exc_info=error,
-            )
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
-                stream.flush()
-        os._exit(code)  # neither our loop nor the worker's atexit functions are for it
-
-    def _failed(self, error: BaseException) -> None:
-        """The application raised: a 500 when nothing was sent, else the end of the connection; always logged."""
-        if self._shared.forked:
-            self._end_child(error)
-        environ = self.environ
-        outcome = "answered 500" if not self._sent else "the connection is cut"
-        if self._complete:
-            outcome = "the response was complete"
-        self._shared.log.error(
-            "%s %s: the application raised (%s)",
-            environ["REQUEST_METHOD"],
-            environ["RAW_URI"],
-            outcome,
-            exc_info=error,
-        )
-        if self._complete:
-            return
-        if self._sent:
-            self._connection.abort()
-            return
-        self._sent = True
-        if self._shared.draining:
-            self._flags |= CLOSE
-        head_only = environ["REQUEST_METHOD"] == "HEAD"
-        try:
-            self._connection.write(plain_response(self._shared, 500, self._flags, head_only=head_only))
-        except BrokenPipeError:
-            pass  # the client did not wait for its error either
-
-    def _leave(self, error: BaseException) -> None:
-        """SystemExit (or Ctrl-C) in a request: this one fails; the worker drains and ends with the code."""
-        if self._shared.forked:
-            self._end_child(error)
-        code = self._exit_code(error)
-        self._flags |= CLOSE
-        self._failed(error)
-        self._shared.leave(code)
-
-    def _exit_code(self, error: BaseException) -> int:
-        """What the interpreter would make of it."""
-        code: object = error.code if isinstance(error, SystemExit) else INTERRUPTED
-        if code is None:
-            return 0
-        if isinstance(code, int):
-            return code
-        self._shared.log.error("%s", code)  # as the interpreter prints it at exit
-        return 1
-
-    def _log(self, text: str, *args: object, exc_info: BaseException | None = None) -> None:
-        environ = self.environ
-        line = "%s %s: the application " + text
-        self._shared.log.error(line, environ["REQUEST_METHOD"], environ["RAW_URI"], *args, exc_info=exc_info)
+            # Of this round of the loop the clock and the CPU time are known; the difference is what this request
+            # waited, and perhaps others before it.
+            cpu_s = time.thread_time()
+            waited_s = (now - shared.round_started) - (cpu_s - shared.round_cpu_s)
+            shared.round_started, shared.round_cpu_s = now, cpu_s
+            slow = is_slow(elapsed_s, elapsed_s - waited_s)
+        if slow or shared.predictor.active:
+            shared.predictor.learn(environ["REQUEST_METHOD"], environ["PATH_INFO"], now, slow=slow)
 
 
-def base_environ(host: str, port: str, extra: Iterable[tuple[str, object]]) -> WSGIEnvironment:
+def base_environ(
+    host: str, port: str, extra: Iterable[tuple[str, object]], *, threads: bool, tls: bool
+) -> WSGIEnvironment:
     """What every request that comes in at one address has in common. The order of keys is of no meaning.
 
     Keys that every request sets stand here too: a dict copied with room for them is not resized when they are set.
     """
     return {
         "wsgi.version": (1, 0),
-        "wsgi.url_scheme": "http",
+        "wsgi.url_scheme": "https" if tls else "http",
         "wsgi.errors": sys.stderr,
-        "wsgi.multithread": False,
+        "wsgi.multithread": threads,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,
         "wsgi.input": None,
+        "wsgi.file_wrapper": FileWrapper,
         "SERVER_SOFTWARE": SERVER,
         "GATEWAY_INTERFACE": "CGI/1.1",
         "SERVER_NAME": host,
@@ -384,5 +341,6 @@ def base_environ(host: str, port: str, extra: Iterable[tuple[str, object]]) -> W
         "REQUEST_URI": "",
         "PATH_INFO": "",
         "QUERY_STRING": "",
+        **({"HTTPS": "on"} if tls else {}),
         **dict(extra),
     }

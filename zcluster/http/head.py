@@ -3,20 +3,18 @@
 Invariant: a head that is accepted has one meaning only. Whatever two parsers on the way (a proxy's and ours) could
 read differently is refused, not repaired: line ends, blanks, framing, the host, the target.
 
-Theory of operation. The connection cuts the head out of the stream (it ends at the first CR LF CR LF) and parses it
-in one call, so one parser serves all connections: an idle connection costs no parser, and a body is never llhttp's
-business here (see `body`). Two walls stand one behind the other: one compiled pattern for the request line, where
-llhttp is lenient (two blanks, HTTP/2.0, fragments, `GET *`), and llhttp in its strict mode for the fields (line ends,
-folding, blanks before the colon, control characters, Content-Length against Transfer-Encoding). What neither sees is
-checked on the environ: Host, framing, repeated and ambiguous names, sizes.
+Theory of operation. The connection cuts the head out of the stream (it ends at the first CR LF CR LF) and has it
+parsed in one call that keeps nothing, so an idle connection costs no parser. The head is cut at every CR LF; one look
+through a table finds every byte that no line may hold, a stray CR or LF among them; what then remains of the grammar
+of RFC 9112 is one blank-separated request line and lines of `name:value`. There are two ways through it with one
+result: the short one takes the ordinary (a usual method, an origin-form target, HTTP/1.1, no name twice, none with an
+underscore), and whatever it cannot take goes the long way, which knows all rules and says which one was broken.
 """
 
 import re
-from collections.abc import Callable
+import socket
 from urllib.parse import unquote_to_bytes
 from wsgiref.types import WSGIEnvironment
-
-from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser
 
 from .limits import Limits
 from .stats import Stats
@@ -24,18 +22,30 @@ from .stats import Stats
 # What `HeadParser.parse` found, as bits; zero is the common case: keep-alive, no body.
 CLOSE, SIZED, CHUNKED, EXPECT, OLD = 1, 2, 4, 8, 16  # OLD: HTTP/1.0
 
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_PATH, _QUERY = r"[!\"$->@-~]*+", r"[!\"$-~]*+"  # visible ASCII without '#', the path without '?' too
-_ORIGIN = re.compile(rf"([A-Z-]++) ((/{_PATH})(?:\?({_QUERY}))?+) HTTP/1\.([01])\r\n").match
-_ABSOLUTE = re.compile(rf"(?i:https?)://([^/?#\s]++)((?:/{_PATH})?)(?:\?({_QUERY}))?+").fullmatch
-_LINE = re.compile(rf"({_TOKEN}++) ([!\"$-~]++) HTTP/([0-9])\.([0-9])").fullmatch
+LARGEST = 2**64 - 1  # a length beyond it is read as something else by every parser that counts in 64 bits
+
+_TCHAR = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+is_token = re.compile(rf"{_TCHAR}++").fullmatch
+# Of the registered methods those that applications serve; the others, and the unregistered, go the long way.
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
+_absolute = re.compile(r"(?i:https?)://([^/?]++)(/[^?]*+)?(?:\?(.*+))?").fullmatch
+_is_target = re.compile(r"[!\"$-~]++").fullmatch  # visible ASCII without '#'
+_version = re.compile(r"HTTP/([0-9])\.([0-9])").fullmatch
 # What the beginning of a request line can look like, before its end has arrived.
-_BEGINNING = re.compile(
+_is_beginning = re.compile(
     rb"(?:\r\n?)?(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++(?: (?:[!\"$-~]++(?: [HTP/0-9.]*+\r?)?)?)?)?"
 ).fullmatch
-_BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)").search
-_HOST = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{0,5})?").fullmatch
-_LENGTH = re.compile(r"[0-9]{1,18}").fullmatch  # 18 digits fit 64 bits with room
+bare_end = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)").search
+# RFC 3986's host and port, less the comma: it is how two Host fields look when somebody on the way has joined them.
+_host = re.compile(
+    r"(?:(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})++|\[([0-9A-Fa-f:.]++)\])"
+    r"(?::(?:[0-5]?[0-9]{0,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+).fullmatch
+_plain_host = re.compile(r"[A-Za-z0-9\-.]++(?::[0-9]{1,4})?").fullmatch  # what nearly all of them are
+_is_number = re.compile(r"[0-9]++").fullmatch
+
+# By byte: 0 for what no line of a head may hold (control characters but the tab; CR and LF too), 1 for the rest.
+TEXT_BYTES = bytes(byte == 9 or 32 <= byte != 127 for byte in range(256))
 
 # Names spelled as clients spell them, looked up instead of computed. Fixed: a table that learned would be a client's
 # to fill.
@@ -55,9 +65,18 @@ def environ_key(name: str) -> str:
     return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
 
 
-_KEYS = {spelling.encode(): environ_key(name) for name in _NAMES for spelling in (name, name.lower())}
-_NOBODYS: WSGIEnvironment = {}
-_ONCE = frozenset({"HTTP_HOST", "CONTENT_LENGTH"})  # llhttp refuses the second Content-Length itself
+class _Keys(dict[str, str]):
+    """Field names to environ keys; KeyError for a name that is none, or needs a closer look."""
+
+    def __missing__(self, name: str) -> str:
+        if "_" in name or not is_token(name):
+            raise KeyError(name)
+        return environ_key(name)
+
+
+_KEYS = _Keys({spelling: environ_key(name) for name in _NAMES for spelling in (name, name.lower())})
+# What a Connection field means on HTTP/1.1, for the spellings worth a table.
+_CONNECTIONS = {"keep-alive": 0, "Keep-Alive": 0, "close": CLOSE, "Close": CLOSE}
 
 
 class Refusal(Exception):
@@ -72,219 +91,238 @@ class Refusal(Exception):
 def check_beginning(data: bytes, seen: int, limits: Limits) -> None:
     """Refuse an incomplete head that can no longer become a good one; `seen` bytes were checked before.
 
-    Costs no more than the new bytes do, so that a client that sends its head byte by byte cannot make us look at all
-    of it each time.
+    Costs no more than the new bytes and one line do, so that a client that sends its head byte by byte cannot make us
+    look at all of it each time.
     """
+    if bare_end(data, max(0, seen - 1)):
+        raise Refusal(400, "bare CR or LF")
     newline = data.find(b"\n", 2)  # behind the one empty line that may precede a request
     if newline < 0:
         if len(data) > limits.request_line_bytes + 4:
             raise Refusal(414, "request line too long")
-        if not _BEGINNING(data[:64]):
+        if not _is_beginning(data[:64]):
             raise Refusal(400, "malformed request line")
     elif newline >= seen:
-        _request_line(data[: newline + 1].decode("latin-1"), limits)
-    if _BARE(data, max(0, seen - 1)):
-        raise Refusal(400, "bare CR or LF")
+        _request_line(data[: newline - 1].decode("latin-1").removeprefix("\r\n"), limits)
+    if newline >= 0 and len(data) - data.rfind(b"\n") > limits.header_field_bytes + 2:  # with its line's end
+        raise Refusal(431, "header field too large")
     if len(data) > limits.head_bytes:
         raise Refusal(431, "head too large")
 
 
-def _request_line(text: str, limits: Limits) -> tuple[str, str, str, str, str, str]:
-    """The request line at the start of `text`: method, target, path, query, minor version, authority."""
-    if text.startswith("\r\n"):  # RFC 9112, 2.2: ignore an empty line, which old clients send behind a body
-        text = text[2:]
-    line, end, _ = text.partition("\r\n")
-    if not end:
-        raise Refusal(400, "bare CR or LF")
+def _request_line(line: str, limits: Limits) -> tuple[str, str, str, str, str, str]:
+    """The parts of a request line: method, target, path, query, minor version, authority.
+
+    The authority is "" where Host says it, and "*" where nothing needs to.
+    """
     if len(line) > limits.request_line_bytes:
         raise Refusal(414, "request line too long")
-    match = _LINE(line)
-    if match is None:
+    if "\r" in line or "\n" in line:
+        raise Refusal(400, "bare CR or LF")
+    method, blank, rest = line.partition(" ")
+    target, _, protocol = rest.partition(" ")
+    version = _version(protocol)
+    if not blank or version is None or not is_token(method) or not _is_target(target):
         raise Refusal(400, "malformed request line")
-    method, target, major, minor = match.groups()
-    if major != "1" or minor not in "01":
+    major, minor = version.groups()
+    if major != "1" or minor not in "01":  # nobody speaks an HTTP/1.2, so nobody is turned away
         raise Refusal(505, "HTTP version")
-    if method == "CONNECT":
+    # Any other method is the application's to judge (405). But not one in lower case: methods are case-sensitive, yet
+    # Werkzeug and Django raise them to upper case, and a filter before us that knows `DELETE` has let `delete` pass.
+    if method != method.upper():
+        raise Refusal(501, "method in lower case")
+    if method == "CONNECT":  # we are no proxy
         raise Refusal(501, "CONNECT")
     if target.startswith("/"):
         path, _, query = target.partition("?")
         return method, target, path, query, minor, ""
     if target == "*" and method == "OPTIONS":
-        return method, target, "", "", minor, ""  # an empty PATH_INFO: the server as a whole; "*" is no path
-    absolute = _ABSOLUTE(target)
-    if absolute is None or not _HOST(absolute[1]):
+        return method, target, "", "", minor, "*"  # the server as a whole: no path at all
+    absolute = _absolute(target)
+    if absolute is None or not _is_host(absolute[1]):
         raise Refusal(400, "malformed target")
-    return method, target, absolute[2] or "/", absolute[3] or "", minor, absolute[1]
+    authority, path, query = absolute.groups("")
+    if not path and (method != "OPTIONS" or query):  # `OPTIONS http://host` is `OPTIONS *` (RFC 9112, 3.2.4)
+        path = "/"
+    return method, target, path, query, minor, authority
+
+
+def _is_host(host: str) -> bool:
+    """Whether this is a host with or without a port. An empty host is none (RFC 9110, 4.2.1)."""
+    match = _host(host)
+    if match is None:
+        return False
+    if match[1] is not None:  # in brackets
+        try:
+            socket.inet_pton(socket.AF_INET6, match[1])
+        except OSError:
+            return False
+    return True
 
 
 class HeadParser:
-    """Parses one head at a time; belongs to one thread."""
+    """Parses heads. Keeps nothing between two calls, so all threads of an engine may share one."""
 
     def __init__(self, limits: Limits, stats: Stats) -> None:
         self._stats = stats
         self._limits = limits
-        # In a head of at most this size no line can be too long, and no limit on fields can be broken ("a:\r\n" is
-        # 4).
+        # In a head of at most this size no line can be too long.
         self._short_bytes = min(limits.request_line_bytes, limits.header_field_bytes, limits.head_bytes)
-        self._sparse_bytes = min(self._short_bytes, 4 * limits.header_count)
-        self._environ = _NOBODYS
-        self._fault: Refusal | None = None
-        self._heads = 0
-        self._keep = False
-        self._renew()
-
-    def _renew(self) -> None:
-        """A fresh llhttp: the last one waits for a body, was told to close, or stumbled."""
-        parser = HttpRequestParser(self)
-        self._feed: Callable[[bytes], None] = parser.feed_data
-        self._keep_alive: Callable[[], bool] = parser.should_keep_alive
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """llhttp: one field; the environ gets it. Exceptions would not survive the C parser: faults are kept."""
-        key = _KEYS.get(name)
-        if key is None:
-            if b"_" in name:
-                # `Foo_Bar` and `Foo-Bar` are one environ key: dropped, as nginx does, since a proxy that filters one
-                # spelling would let the other through; refusing would break clients that send it in good faith.
-                self._stats.headers_dropped += 1
-                return
-            key = environ_key(name.decode("ascii"))
-        environ = self._environ
-        if key not in environ:
-            environ[key] = value.decode("latin-1")
-        elif key in _ONCE:
-            self._fault = Refusal(400, "repeated Host")
-        else:
-            glue = "; " if key == "HTTP_COOKIE" else ", "
-            environ[key] = environ[key].rstrip(" \t") + glue + value.decode("latin-1")
-
-    def on_headers_complete(self) -> None:
-        """llhttp: the head is whole."""
-        self._heads += 1
-        self._keep = self._keep_alive()
 
     def parse(self, head: bytes, environ: WSGIEnvironment) -> int:
-        """Complete `environ` from `head` (CR LF CR LF included) and return the bits found; Refusal."""
-        text = head.decode("latin-1")
+        """Complete `environ` from `head` (up to and with its CR LF CR LF) and return the bits found; Refusal."""
+        lines = head.decode("latin-1").split("\r\n")
+        line = lines[0]
         authority = ""
-        match = _ORIGIN(text)
-        if match is not None:
-            method, target, path, query, minor = match.groups()
+        try:
+            method, target, protocol = line.split(" ")
+            ordinary = (
+                protocol == "HTTP/1.1"
+                and method in _METHODS
+                and target[:1] == "/"
+                and target.isascii()
+                and target.isprintable()
+                and "#" not in target
+                and len(head) <= self._short_bytes
+            )
+        except ValueError:
+            ordinary = False
+        if ordinary:
+            minor = "1"
+            path, _, query = target.partition("?")
         else:
-            method, target, path, query, minor, authority = _request_line(text, self._limits)
-        if len(head) > self._sparse_bytes:
-            self._measure(head)
+            if not line:  # RFC 9112, 2.2: ignore an empty line, which old clients send behind a body
+                del lines[0]
+            method, target, path, query, minor, authority = _request_line(lines[0], self._limits)
+            self._measure(head, lines)
+        if 0 in "".join(lines).encode("latin-1").translate(TEXT_BYTES):
+            raise Refusal(400, "bare CR or LF" if bare_end(head) else "control character")
         environ["REQUEST_METHOD"] = method
         environ["RAW_URI"] = environ["REQUEST_URI"] = target
         environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
-        environ["QUERY_STRING"] = query or ""
+        environ["QUERY_STRING"] = query
 
-        self._environ = environ
-        self._heads = 0
-        fresh = False
+        fields = lines[1:-2]
+        if len(fields) > self._limits.header_count:
+            raise Refusal(431, "too many header fields")
+        keys = _KEYS
+        size = len(environ) + len(fields)
         try:
-            self._feed(head)
-        except HttpParserUpgrade:  # wanted by curl --http2 and others: the request is good, we just do not upgrade
-            fresh = True
-        except HttpParserError as error:
-            self._renew()
-            self._fault = None
-            raise self._explain(error, environ, minor) from None
-        finally:
-            self._environ = _NOBODYS  # what an application put into its environ must not live on here
-        if " \r\n" in text or "\t\r\n" in text:
-            _strip_values(environ)
-        flags = 0
+            for line in fields:
+                name, value = line.split(":", 1)
+                environ[keys[name]] = value.strip(" \t")
+            if len(environ) != size:  # a name came twice
+                self._fields(fields, environ)
+        except (KeyError, ValueError):
+            self._fields(fields, environ)
+
         if minor == "0":
             environ["SERVER_PROTOCOL"] = "HTTP/1.0"
-            flags = OLD
-        if not self._keep:
-            flags |= CLOSE
+        if authority or not _plain_host(environ.get("HTTP_HOST", "")):
+            _check_host(environ, minor, authority)
+        flags = 0
+        if minor == "0" or "HTTP_CONNECTION" in environ:
+            flags = _connection(environ, minor)
         if "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ:
-            fresh = True
-        if fresh or flags & CLOSE:
-            self._renew()
-        self._check(environ, minor, authority)
-        if fresh:
             flags |= self._framing(environ, minor)
-        if "HTTP_EXPECT" in environ and minor == "1":
-            if environ["HTTP_EXPECT"].lower() != "100-continue":
-                raise Refusal(417, "unknown expectation")
-            flags |= EXPECT
+        if "HTTP_EXPECT" in environ and minor == "1":  # RFC 9110, 10.1.1: not on HTTP/1.0
+            flags |= _expectation(environ)
         return flags
 
-    def _check(self, environ: WSGIEnvironment, minor: str, authority: str) -> None:
-        """What llhttp does not look at."""
-        fault, self._fault = self._fault, None
-        if fault is not None:
-            raise fault
-        if self._heads != 1:  # llhttp saw another end than we did
-            self._renew()
-            raise Refusal(400, "malformed head")
-        host = environ.get("HTTP_HOST")
-        if host is None:
-            if minor == "1":
-                raise Refusal(400, "no Host")
-        elif not _HOST(host):  # an empty one too: an http URI must have a host (RFC 9110, 4.2.1)
-            raise Refusal(400, "malformed Host")
-        if authority:
-            environ["HTTP_HOST"] = authority  # RFC 9112, 3.2.2: the target's wins
+    def _fields(self, lines: list[str], environ: WSGIEnvironment) -> None:
+        """The long way through the fields, from the start."""
+        for key in [key for key in environ if key.startswith(("HTTP_", "CONTENT_"))]:
+            del environ[key]
+        for line in lines:
+            name, colon, value = line.partition(":")
+            if not colon or not is_token(name):
+                # a line that begins with a blank: folded (RFC 9112, 5.2), or smuggled before the first field (2.2)
+                raise Refusal(400, "malformed header")
+            if "_" in name:
+                # `Foo_Bar` and `Foo-Bar` are one environ key: dropped, as nginx does, since a proxy that filters one
+                # spelling would let the other through; refusing would break clients that send it in good faith.
+                self._stats.headers_dropped += 1
+                continue
+            key = environ_key(name)
+            value = value.strip(" \t")
+            if key not in environ:
+                environ[key] = value
+            elif key == "HTTP_HOST":
+                raise Refusal(400, "repeated Host")
+            elif key == "CONTENT_LENGTH":
+                raise Refusal(400, "repeated Content-Length")
+            else:
+                environ[key] += ("; " if key == "HTTP_COOKIE" else ", ") + value
 
     def _framing(self, environ: WSGIEnvironment, minor: str) -> int:
         """How the body is delimited: SIZED, CHUNKED or 0; everything ambiguous is refused."""
-        length = environ.get("CONTENT_LENGTH")
         coding = environ.get("HTTP_TRANSFER_ENCODING")
         if coding is None:
-            if length is None:
-                return 0
-            if not _LENGTH(length):
-                raise Refusal(400, "malformed Content-Length")
-            if int(length) > self._limits.body_bytes:
-                raise Refusal(413, "body too large")
-            return SIZED if int(length) else 0
-        if length is not None:
+            return self._length(environ)
+        if "CONTENT_LENGTH" in environ:
             raise Refusal(400, "Content-Length with Transfer-Encoding")
         if minor == "0":
             raise Refusal(400, "Transfer-Encoding on HTTP/1.0")
         codings = [part.strip(" \t").lower() for part in coding.split(",")]
-        if "chunked" in codings[:-1] or "" in codings:
+        names = [part.partition(";")[0].rstrip(" \t") for part in codings]
+        if "chunked" in names[:-1] or not all(map(is_token, names)):
             raise Refusal(400, "malformed Transfer-Encoding")
-        if codings != ["chunked"]:
+        if names != ["chunked"]:
             raise Refusal(501, "unknown Transfer-Encoding")
+        if codings != ["chunked"]:  # RFC 9112, 7.1: it has no parameters
+            raise Refusal(400, "malformed Transfer-Encoding")
         return CHUNKED
 
-    def _explain(self, error: HttpParserError, environ: WSGIEnvironment, minor: str) -> Refusal:
-        """llhttp stumbled: the status and the reason to give."""
-        if isinstance(error, HttpParserInvalidMethodError):
-            return Refusal(501, "unknown method")
-        text = str(error)
-        if "Content-Length" in text or "Transfer-Encoding" in text:
-            try:
-                self._framing(environ, minor)
-            except Refusal as refusal:
-                return refusal
-            return Refusal(400, "malformed framing")
-        return Refusal(400, "malformed header")
+    def _length(self, environ: WSGIEnvironment) -> int:
+        """SIZED, or 0 for a length of zero; the environ's is the plain number afterwards, without leading zeros."""
+        text = environ["CONTENT_LENGTH"]
+        digits = text.lstrip("0") or "0"
+        if not _is_number(text) or len(digits) > 20 or int(digits) > LARGEST:
+            raise Refusal(400, "malformed Content-Length")
+        if int(digits) > self._limits.body_bytes:
+            raise Refusal(413, "body too large")
+        environ["CONTENT_LENGTH"] = digits
+        return SIZED if digits != "0" else 0
 
-    def _measure(self, head: bytes) -> None:
-        """The sizes; only called for a head that is long enough to break one."""
+    def _measure(self, head: bytes, lines: list[str]) -> None:
+        """The sizes; only for a head that is long enough to break one, or was not ordinary anyway."""
         limits = self._limits
-        if head.count(b"\n") > limits.header_count + 2:  # the request line and the empty one at the end
-            raise Refusal(431, "too many header fields")
-        if len(head) <= self._short_bytes:
-            return
         if len(head) > limits.head_bytes:
             raise Refusal(431, "head too large")
-        lines = head.split(b"\r\n")
-        fields = lines[2:-2] if head.startswith(b"\r\n") else lines[1:-2]
-        if len(lines[0]) > limits.request_line_bytes:
-            raise Refusal(414, "request line too long")
-        if fields and max(map(len, fields)) > limits.header_field_bytes:
+        if len(head) > limits.header_field_bytes and max(map(len, lines[1:])) > limits.header_field_bytes:
             raise Refusal(431, "header field too large")
 
 
-def _strip_values(environ: WSGIEnvironment) -> None:
-    """Optional blanks behind a field's value are not part of it; llhttp leaves them."""
-    for key, value in environ.items():
-        if key.startswith(("HTTP_", "CONTENT_")) and isinstance(value, str):
-            environ[key] = value.strip(" \t")
+def _check_host(environ: WSGIEnvironment, minor: str, authority: str) -> None:
+    """All rules of Host, and the authority of the target, which wins."""
+    host = environ.get("HTTP_HOST")
+    if host is None:
+        if minor == "1":
+            raise Refusal(400, "no Host")
+    elif not _is_host(host) and (host or not authority):  # needed by none but paths, it may be empty (RFC 9112, 3.2)
+        raise Refusal(400, "malformed Host")
+    if authority not in ("", "*"):
+        environ["HTTP_HOST"] = authority  # RFC 9112, 3.2.2
+
+
+def _connection(environ: WSGIEnvironment, minor: str) -> int:
+    """CLOSE and OLD: whether the connection ends with this exchange."""
+    value = environ.get("HTTP_CONNECTION", "")
+    if minor == "1":
+        flags = _CONNECTIONS.get(value)
+        if flags is not None:
+            return flags
+    options = [option.strip(" \t").lower() for option in value.split(",")]
+    if minor == "1":
+        return CLOSE if "close" in options else 0
+    return OLD if "keep-alive" in options and "close" not in options else OLD | CLOSE
+
+
+def _expectation(environ: WSGIEnvironment) -> int:
+    """EXPECT, or 0 where the field is empty."""
+    expectation = environ["HTTP_EXPECT"].lower()
+    if not expectation:
+        return 0
+    if expectation != "100-continue":
+        raise Refusal(417, "unknown expectation")
+    return EXPECT

@@ -16,10 +16,12 @@ class Limits:
     header_count: int = 100  # Apache's and gunicorn's; more: 431
     head_bytes: int = 65536  # request line and all fields; nginx's four buffers of 8 KiB, twice; longer: 431
     body_bytes: int = 1 << 30  # more than any form upload, less than a small disk; longer: 413
-    body_memory_bytes: int = (
-        1 << 20
-    )  # of one body; the rest waits in an unnamed file, so 1,000 uploads are at most 1 GiB
-    response_memory_bytes: int = 1 << 20  # of one response its client has not taken yet; the rest goes to a file
+    # Of one body, collected before the application runs; 10,000 connections are then at most 2.5 GiB. A longer one is
+    # streamed, or collected in an unnamed file when too many threads wait for clients already.
+    body_memory_bytes: int = 1 << 18
+    # Of one response that is made piece by piece and that its client has not taken yet; more than this and the
+    # application waits, or the rest goes to an unnamed file when too many threads wait already.
+    response_memory_bytes: int = 1 << 20
     response_file_bytes: int = 1 << 30  # above it the application waits for the client, as an endless generator must
     keep_alive_s: float = 5.0  # idle after a response; nginx's 75 s would pin a draining worker
     header_timeout_s: float = 10.0  # the whole head, from its first byte (or from accept): the end of a slowloris
@@ -29,10 +31,11 @@ class Limits:
     linger_s: float = 2.0  # after a refusal: reading on, so that a reset does not overtake our answer (RFC 9112, 9.6)
     pipelined: int = 16  # requests of one connection answered in a row before the others get their turn
     connections: int = 10_000  # open at once; more wait in the kernel's queue, where another worker finds them
-    accept_at_once: int = 1  # accept one, look again: a second worker that woke up gets the next one
     drain_accepts: int = (
         4096  # taken from the queue when leaving a listener: the largest backlog (net.core.somaxconn)
     )
     accept_pause_s: float = (
         0.1  # after EMFILE and its like: long enough not to spin, too short for a client to notice
     )
+    # A worker fuller than another one leaves a new connection to that one so long, then takes it all the same.
+    defer_s: float = 0.001

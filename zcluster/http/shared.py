@@ -1,19 +1,24 @@
 """What all connections of one engine share.
 
-Invariant: everything here belongs to the engine's thread, except `stats`, which others may read, and `draining`,
-which others may set (and nobody clears).
+Invariant: everything here belongs to the thread that leads, except `stats`, which others may read, `draining`, which
+others may set (and nobody clears), and what a thread needs that runs a request: `app`, `limits`, `log`, `access`,
+`date`, `crew`, `predictor` and `come_back`.
 """
 
 import logging
+import os
 import select
 import time
+from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from wsgiref.types import WSGIApplication
 
+from .crew import Crew
 from .head import HeadParser
 from .limits import Limits
+from .predictor import Predictor
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -22,12 +27,36 @@ if TYPE_CHECKING:
 SERVER = "zcluster"
 
 
+class Access(Protocol):
+    """Who is told of every request that was answered; called by any thread, must neither wait nor raise."""
+
+    def note(self, environ: dict[str, object], line: str, fields: str, sent_bytes: int, duration_s: float, /) -> None:
+        """One exchange: its environ, the status line and header fields of the response, both with their CR LF."""
+
+
+class Crowd(Protocol):
+    """What engines on the same listeners tell each other; used by the leader only."""
+
+    def settle(self, connections: int, /) -> None:
+        """So many are open here now."""
+
+    def fuller(self) -> bool:
+        """Whether somebody who accepts has fewer."""
+
+    def waited(self) -> None:
+        """Somebody had fewer, but did not take the connection that was left to him."""
+
+    def open(self, accepting: bool, /) -> None:
+        """Whether this one accepts at all."""
+
+
 class Shared:
     """One engine's application, parser, epoll and table of connections."""
 
     __slots__ = (
-        "_date_until", "again", "app", "connections", "date", "draining", "epoll", "forked", "leave", "limits", "log",
-        "parser", "stats",
+        "_date_until", "_returned", "access", "again", "app", "connections", "crew", "crowd", "date", "draining",
+        "epoll", "forked", "leave", "limits", "log", "parser", "predictor", "round_cpu_s", "round_started",
+        "sleeping", "stats", "wake_fd",
     )  # fmt: skip
 
     def __init__(
@@ -36,21 +65,51 @@ class Shared:
         limits: Limits,
         log: logging.Logger,
         leave: Callable[[int], None],
+        crew: Crew,
         stats: Stats,
+        crowd: Crowd | None,
+        access: Access | None,
     ) -> None:
         self.app = app
         self.limits = limits
         self.log = log
         self.epoll: select.epoll  # made by `Engine.run`
         self.leave = leave  # the application wants the worker to end, with this exit code
+        self.crew = crew
         self.stats = stats
+        self.crowd = crowd
+        self.access = access
+        self.predictor = Predictor()
         self.parser = HeadParser(limits, stats)
         self.connections: dict[int, Connection] = {}  # by file descriptor
-        self.again: list[Connection] = []  # have had their turn and want another
+        self.again: deque[Connection] = deque()  # have had their turn and want another
+        self._returned: deque[Connection] = deque()  # other threads are done with them
+        self.wake_fd = -1
+        self.sleeping = False  # the leader is in epoll, or about to be
+        self.round_started = self.round_cpu_s = 0.0  # clock and CPU time of the leader when its round began
         self.draining = False
         self.forked = False  # this is a child that the application forked: it is no worker
         self.date = ""  # "Date: ...\r\n"
         self._date_until = 0.0
+
+    def come_back(self, connection: "Connection") -> None:
+        """Give a connection back to the loop; from the thread that owned it, which must not touch it any more."""
+        # In this order, against the one in `take_back`: whoever comes second sees what the other did.
+        self._returned.append(connection)
+        if self.sleeping:
+            os.eventfd_write(self.wake_fd, 1)
+
+    def may_sleep(self) -> bool:
+        """The leader is about to wait in epoll: whether it may."""
+        self.sleeping = True
+        return not self._returned
+
+    def take_back(self) -> "Connection | None":
+        """The next connection that has come back."""
+        try:
+            return self._returned.popleft()
+        except IndexError:
+            return None
 
     def refresh_date(self, now: float) -> None:
         """Make `date` right; `now` is monotonic. Formatted once a second: it costs a tenth of a request."""

@@ -1,6 +1,7 @@
 """The site: everything a launcher holds open for its cluster, made in the one order that is safe.
 
-name and directory -> older processes gone -> state -> listening sockets -> ledger -> leash -> published -> adopted
+certificate -> name and directory -> older processes gone -> state -> listening sockets -> ledger -> leash
+            -> published -> adopted
 
 Invariant: what cannot be had is found out before any process is started, and a failure half-way leaves nothing.
 """
@@ -94,6 +95,10 @@ def prepare(config: Config) -> Site:
 
 
 def _prepare(config: Config, base: Path | None, undo: ExitStack) -> Site:
+    if config.certfile:
+        from zcluster.unix import certificate  # the ssl module is only for who speaks TLS
+
+        certificate.load(config.certfile, config.keyfile)  # the zygotes make theirs: here for the errors
     run = rundir.claim(base, config.name, rundir.safe_name(config.app))
     undo.callback(run.lock.close)
     undo.callback(run.remove)
@@ -103,9 +108,7 @@ def _prepare(config: Config, base: Path | None, undo: ExitStack) -> Site:
     state = open_state(config.state) if config.state else None
     if state is not None:
         undo.callback(state.close)
-    listeners = listen.bind(config.bind, config.backlog)
-    for listener in listeners:
-        undo.callback(listener.close)
+    listeners = _listen(config, undo)
     locks = LockFile(run.path / "locks")
     undo.callback(locks.close)
     locks.try_lock(LAUNCHER_BYTE)
@@ -121,6 +124,28 @@ def _prepare(config: Config, base: Path | None, undo: ExitStack) -> Site:
         state.adopt(ledger.path, run.path / "locks", ledger.ledger.ledger_id)
     urls = tuple(listener.url for listener in listeners)
     return Site(config, run, state, listeners, ledger, locks, leash_fd, urls)
+
+
+def _listen(config: Config, undo: ExitStack) -> list[Listener]:
+    """Bind what was asked for, beside what systemd has passed.
+
+    A passed socket is served in any case, because its clients would wait for ever, and so is an explicit --bind,
+    because nothing is dropped that was asked for: only the default gives way.
+    """
+    tls = bool(config.certfile)
+    listeners = listen.from_systemd(os.environ, os.getpid(), tls=tls)
+    for listener in listeners:
+        undo.callback(listener.close)
+    wanted = config.bind
+    if listeners:
+        wanted = () if config.bind == Config(app="-").bind else config.bind
+        also = f", besides {', '.join(wanted)} (--bind)" if wanted else ""
+        log.info("listening on %s from systemd%s", ", ".join(listener.url for listener in listeners), also)
+    mode = int(config.unix_mode[-3:], 8) if config.unix_mode else None
+    for listener in listen.bind(wanted, config.backlog, unix_mode=mode, tls=tls, passed=listeners):
+        undo.callback(listener.close)
+        listeners.append(listener)
+    return listeners
 
 
 def _make_ledger(config: Config, path: Path, state: State | None) -> LedgerFile:

@@ -1,0 +1,115 @@
+"""The servers that are compared, each with the settings its own documentation advises for many small requests."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench_machine import ROOT, Tools
+from bench_processes import BenchError, Program, Server, running
+from bench_report import Report
+
+PEERS = ROOT / "scripts" / "peers"
+ZCLUSTER = [sys.executable, "-m", "zcluster"]
+READY = re.compile(r"(?m)^zcluster: ready on http://127\.0\.0\.1:(\d+) ")
+
+# Everything it would otherwise put under /var goes into its folder, so that no right is needed; a keep-alive
+# connection may send any number of requests, as with all the others.
+NGINX = """
+daemon off; worker_processes {workers}; pid {folder}/pid; error_log stderr error;
+events { worker_connections 16384; }
+http {
+    access_log off; keepalive_requests 1000000000; keepalive_timeout 600s; default_type text/plain;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    server { listen 127.0.0.1:{port} backlog=4096; location / { return 200 "Hello, world!\\n"; } }
+}
+"""
+
+
+@dataclass
+class Bench:
+    """What a section needs: where figures go, what is installed, how long and how often to measure."""
+
+    report: Report
+    tools: Tools
+    seconds: float
+    rounds: int
+
+    @contextmanager
+    def all_running(self, programs: Iterable[Program | None]) -> Iterator[dict[str, Server]]:
+        """Those of them that start, by name. A peer that does not is noted and left out; zcluster must."""
+        with ExitStack() as stack:
+            servers: dict[str, Server] = {}
+            for program in filter(None, programs):
+                try:
+                    servers[program.name] = stack.enter_context(running(program))
+                except BenchError as error:
+                    if program.command[:3] == ZCLUSTER:
+                        raise
+                    self.report.note(str(error))
+            yield servers
+
+
+def zcluster(
+    app: str, *options: str, cwd: Path = PEERS, name: str = "zcluster", workers: int = 2, log_level: str = "error"
+) -> Program:
+    """`zcluster run` with its default settings, in a run directory of its own."""
+    words = [
+        "run",
+        app,
+        "--bind=127.0.0.1:0",
+        f"--workers={workers}",
+        "--run-dir={folder}",
+        f"--log-level={log_level}",
+    ]
+    return Program(name, [*ZCLUSTER, *words, *options], cwd, workers=workers, ready=READY)
+
+
+def ps(server: Server) -> dict[str, Any]:
+    """What `zcluster ps --json` says."""
+    words = [*ZCLUSTER, "ps", "--json", f"--run-dir={server.folder}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    if done.returncode:
+        raise BenchError(f"zcluster ps: exit status {done.returncode}: {done.stderr.strip()}")
+    state: dict[str, Any] = json.loads(done.stdout)
+    return state
+
+
+def nginx(tools: Tools, workers: int = 2) -> Program | None:
+    """`return 200`: the least an HTTP server of this shape can cost."""
+    if "nginx" not in tools:
+        return None
+    words = [tools["nginx"], "-p", "{folder}", "-c", "{folder}/nginx.conf"]
+    return Program("nginx", words, PEERS, files={"nginx.conf": NGINX.replace("{workers}", str(workers))})
+
+
+def node(tools: Tools, script: str, workers: int = 2) -> Program | None:
+    """Node's cluster, default settings."""
+    if "node" not in tools:
+        return None
+    environ = {"PORT": "{port}", "WORKERS": str(workers)}
+    return Program("Node", [tools["node"], str(PEERS / script)], PEERS, environ, workers=workers)
+
+
+def granian(tools: Tools, app: str, *options: str, workers: int = 2) -> Program | None:
+    """Granian as a WSGI server. Without --http 1 it also looks at each connection for HTTP/2."""
+    if "granian" not in tools:
+        return None
+    words = [tools["granian"], app, "--interface=wsgi", "--http=1", "--no-ws", "--host=127.0.0.1", "--port={port}"]
+    words += [f"--workers={workers}", "--log-level=error", *options]
+    return Program("granian", words, PEERS, workers=workers, setting=" ".join(options))
+
+
+def gunicorn(tools: Tools, app: str, *options: str, workers: int = 2) -> Program | None:
+    """gunicorn's threaded worker."""
+    if "gunicorn" not in tools:
+        return None
+    words = [tools["gunicorn"], app, "-k", "gthread", f"--workers={workers}", "--bind=127.0.0.1:{port}"]
+    words += ["--log-level=error", *options]
+    return Program("gunicorn", words, PEERS, workers=workers, setting=" ".join(options))

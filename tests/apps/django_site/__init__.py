@@ -1,0 +1,1 @@
+"""A small guest book in Django as a real one would be: a database, sessions, uploads and downloads, error pages."""

@@ -1,0 +1,51 @@
+"""`wsgi.file_wrapper` (PEP 3333): files that leave by os.sendfile instead of through the application's thread.
+
+Invariant: what is sent is what iterating over the wrapper would give, from the file's position on.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+BLOCK_BYTES = 65536  # for files that are none to the kernel
+
+
+class FileWrapper:
+    """What the application makes of a file-like object; iterable, for those that only look like files."""
+
+    def __init__(self, file: Any, block_size: int = BLOCK_BYTES) -> None:
+        self.file = file
+        self.block_size = block_size
+
+    def __iter__(self) -> Iterator[bytes]:
+        while data := self.file.read(self.block_size):
+            yield data
+
+    def close(self) -> None:
+        """Close the file, if it can be."""
+        close = getattr(self.file, "close", None)
+        if close is not None:
+            close()
+
+
+class Part(NamedTuple):
+    """A part of a file: the descriptor is the receiver's to close."""
+
+    fd: int
+    offset: int
+    size: int
+
+
+def part_of(wrapper: FileWrapper) -> Part | None:
+    """The rest of a regular file behind its position, or None: it has to be read in the ordinary way."""
+    try:
+        fd = wrapper.file.fileno()
+        found = os.fstat(fd)
+        offset = wrapper.file.tell()
+    except (AttributeError, OSError, ValueError, TypeError):  # io.UnsupportedOperation is two of these
+        return None
+    if not stat.S_ISREG(found.st_mode) or not isinstance(offset, int):
+        return None
+    # A descriptor of its own: the application may close the file before its client has all of it.
+    return Part(os.dup(fd), offset, max(0, found.st_size - offset))

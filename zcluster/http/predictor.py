@@ -1,0 +1,97 @@
+"""Which requests will block? Learned, as a processor learns which branches are taken.
+
+Invariant: memory and time are bounded whatever paths clients invent: the tables are of fixed size, entries are found
+by hash and may be shared. A wrong guess costs time, never correctness: a request believed fast that blocks is found
+by the monitor, one believed slow that is fast pays for a thread it did not need.
+
+Theory of operation. One small saturating counter per method and path, and coarser ones for paths never seen: the
+path with its numbers struck out, then its directory, then all paths unknown to these. The first that knows anything
+decides. A counter is 0 (knows nothing), 1..2 (fast) or 3..6 (slow): a slow request moves it up, a fast one down, so
+a single pause of the machine turns nobody slow, and a slow path must be fast four times in a row before it gets a
+chance to hold the loop again.
+
+While nothing has ever been slow (`active` is false) there is nothing to ask and nothing to learn; when nothing has
+been slow for FORGET_S all is forgotten: the first request of a worker is often slow because it imports and compiles.
+"""
+
+import re
+
+SIZE = 4096  # counters per table: 16 KiB in all, and a thousand slow paths rarely share one
+WEAK_SLOW, STRONG_SLOW, FAST, WEAK_FAST = 3, 6, 1, 2
+FORGET_S = 30.0
+# What makes a request slow. Waiting is what another thread can use: 1 ms of it in a request of at least 2 ms (a
+# thread's wake-up and the way back cost 0.05 ms). Computing is not, under the GIL, until it is long enough to
+# be felt by the clients beside it.
+LONG_S, BLOCKED_S, HOG_S = 0.002, 0.001, 0.010
+
+_numbers = re.compile(r"[^/]*[0-9][^/]*").sub
+
+
+def is_slow(elapsed_s: float, cpu_s: float) -> bool:
+    """Should a request that took so long, and computed for so much of it, run beside the loop?"""
+    return elapsed_s >= HOG_S or (elapsed_s >= LONG_S and elapsed_s - cpu_s >= BLOCKED_S)
+
+
+class Predictor:
+    """Used by the leader and by threads that finish requests; a lost update is a small error of memory."""
+
+    __slots__ = ("_paths", "_shapes", "_slow_at", "_trees", "_unknown", "active")
+
+    def __init__(self) -> None:
+        self.active = False
+        self._slow_at = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        self.active = False
+        self._paths = bytearray(SIZE)
+        self._shapes = bytearray(SIZE)
+        self._trees = bytearray(SIZE)
+        self._unknown = 0
+
+    def is_slow(self, method: str, path: str) -> bool:
+        """What this request will be."""
+        salt = hash(method)
+        known = self._paths[(hash(path) ^ salt) % SIZE]
+        if known:
+            return known >= WEAK_SLOW
+        shape, tree = _shape_and_tree(path)
+        return (
+            self._shapes[(hash(shape) ^ salt) % SIZE] or self._trees[(hash(tree) ^ salt) % SIZE] or self._unknown
+        ) >= WEAK_SLOW
+
+    def learn(self, method: str, path: str, now: float, *, slow: bool) -> None:
+        """What it was; `now` is any monotonic clock."""
+        if slow:
+            self.active, self._slow_at = True, now
+        elif not self.active:
+            return
+        elif now - self._slow_at > FORGET_S:
+            self._forget()
+            return
+        salt = hash(method)
+        index = (hash(path) ^ salt) % SIZE
+        known = self._paths[index]
+        moved = self._paths[index] = _move(known, slow)
+        if moved == known:
+            return  # saturated: the coarser ones have heard it
+        shape, tree = _shape_and_tree(path)
+        for table, key in ((self._shapes, shape), (self._trees, tree)):
+            index = (hash(key) ^ salt) % SIZE
+            was = table[index]
+            table[index] = _move(was, slow)
+            if was:
+                return  # a path of a kind that is known says nothing about unknown ones
+        self._unknown = _move(self._unknown, slow)
+
+
+def _move(counter: int, slow: bool) -> int:
+    if slow:
+        return min(counter + 1, STRONG_SLOW) if counter else WEAK_SLOW
+    return max(counter - 1, FAST) if counter else FAST
+
+
+def _shape_and_tree(path: str) -> tuple[str, str]:
+    """The path with segments that hold digits struck out, and the directory of that."""
+    shape = _numbers("0", path)
+    return shape, shape[: shape.rfind("/") + 1]
