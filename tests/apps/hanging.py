@@ -25,7 +25,7 @@ def wedge_the_loop():
     held = threading.Event()
 
     def hold():
-        engine._lock.acquire()
+        engine._door.lock.acquire()
         held.set()
 
     threading.Thread(target=hold, daemon=True).start()

@@ -142,7 +142,7 @@ def break_off(cluster, path, chunked=False, reset=False):
 
 
 def with_consent(cluster, path, data, chunked=False):
-    """Put as curl does it: send the body when the server has said 100 (Continue), or nothing for a second.
+    """Put as curl does it, with more patience: the body goes when the server has said 100 (Continue), or nothing.
 
     Returns whether the server consented, and its reply.
     """
@@ -152,7 +152,7 @@ def with_consent(cluster, path, data, chunked=False):
         client.sendall(
             f"PUT {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nExpect: 100-continue\r\n{framing}\r\n\r\n".encode()
         )
-        readable, _, _ = select.select([client], [], [], 1.0)
+        readable, _, _ = select.select([client], [], [], 10.0)
         start = client.recv(12, socket.MSG_PEEK) if readable else b""
         if start in (b"", b"HTTP/1.1 100"):
             client.sendall(body)

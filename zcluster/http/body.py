@@ -94,8 +94,8 @@ class Intake:
 
     @property
     def may_stream(self) -> bool:
-        """Whether the application could have it as it comes: it knows how long it will be, or consents to it."""
-        return self._file is None and bool(self.flags & (SIZED | EXPECT))
+        """Whether the application could have it as it comes: only if it is told how long it will be."""
+        return self._file is None and bool(self.flags & SIZED)
 
     def move_to_file(self) -> None:
         """From here on an unnamed temporary file takes it; OSError."""
@@ -139,23 +139,26 @@ class Stream(io.RawIOBase):
         self._ready = memoryview(intake.in_memory())
         self._limits = limits
         self._moved_bytes = 0
-        self._deadline = 0.0
+        self._left_s = limits.body_timeout_s  # to wait for the next `progress_bytes`; the application's time is not in it
+        self._fault: Refusal | None = None  # who reads on must not find an end, or a request, in what follows
 
     def readable(self) -> bool:
         """Yes."""
         return True
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        """As io.RawIOBase; 0 only at the end of the body. ClientFault."""
+        """As io.RawIOBase; 0 only at the end of the body. ClientFault, and from then on always."""
         while not self._ready:
+            if self._fault is not None:
+                raise ClientFault(self._fault)
             if self.decoder.done:
                 return 0
-            data = self._receive()
             try:
-                payload, self.rest = self.decoder.feed(data)
+                payload, self.rest = self.decoder.feed(self._receive())
+                self._ready = memoryview(payload)
             except Refusal as refusal:
-                raise ClientFault(refusal) from None
-            self._ready = memoryview(payload)
+                # a copy, because its traceback would be a cycle
+                self._fault = Refusal(refusal.status, refusal.reason)
         target = memoryview(buffer).cast("B")
         count = min(len(target), len(self._ready))
         target[:count] = self._ready[:count]
@@ -163,29 +166,29 @@ class Stream(io.RawIOBase):
         return count
 
     def _receive(self) -> bytes:
-        """More bytes from the client, waiting for them; ClientFault when none come."""
+        """More bytes from the client, waiting for them; Refusal when none come."""
         connection, sock = self._connection, self._connection.sock
         if self._expected:
             self._expected = False
             if connection.exchange is not None and not connection.exchange.sent:  # else it has its answer
                 connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if not self._moved_bytes:
-            self._deadline = time.monotonic() + self._limits.body_timeout_s
         while True:
             try:
                 data = sock.recv(READ_AHEAD_BYTES)
             except (BlockingIOError, InterruptedError):
                 poll = select.poll()
                 poll.register(sock.fileno(), select.POLLOUT if connection.wants_write else select.POLLIN)
-                if not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
-                    raise ClientFault(Refusal(408, "body time-out")) from None
+                began = time.monotonic()
+                if not poll.poll(max(0.0, self._left_s) * 1000):
+                    raise Refusal(408, "body time-out") from None
+                self._left_s -= time.monotonic() - began
                 continue
             except OSError:
                 data = b""
             if not data:
                 connection.broken = True
-                raise ClientFault(Refusal(400, "client left in its body"))
+                raise Refusal(400, "client left in its body")
             self._moved_bytes += len(data)
             if self._moved_bytes >= self._limits.progress_bytes:
-                self._moved_bytes = 0
+                self._moved_bytes, self._left_s = 0, self._limits.body_timeout_s
             return data

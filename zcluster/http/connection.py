@@ -252,7 +252,9 @@ class Connection(Writer):
         assert intake is not None
         try:
             self.buffer = intake.take(data)
-            if intake.is_too_long and not intake.decoder.done and not self._stream():
+            if intake.is_too_long and not intake.decoder.done:
+                if self._stream():
+                    return  # another thread owns it now, the decoder included
                 intake.move_to_file()
         except Refusal as refusal:
             self.refuse(refusal)
@@ -263,8 +265,7 @@ class Connection(Writer):
             self.refuse(Refusal(503, "no space for the body"))
             return
         if not intake.decoder.done:
-            if self.state == BODY:
-                self._moved(len(data), limits.body_timeout_s)
+            self._moved(len(data), limits.body_timeout_s)
             return
         self._intake = None
         exchange = Exchange(self, self._shared, intake.environ, intake.flags)

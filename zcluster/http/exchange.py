@@ -26,7 +26,7 @@ from .crew import Job
 from .files import FileWrapper, part_of
 from .head import CLOSE, OLD
 from .predictor import LONG_S, is_slow
-from .responses import DATE_GIVEN, NO_FIELDS, SERVER_GIVEN, connection_field, status_line, take_fields
+from .responses import DATE_GIVEN, SERVER_GIVEN, connection_field, status_line, take_fields
 from .shared import SERVER
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class Exchange:
     """One request and its response; lives in one thread."""
 
     __slots__ = (
-        "_chunked", "_connection", "_cpu_s", "_fields", "_left", "_patient", "_shared", "_status_line", "_trimmed",
-        "bodiless", "body", "complete", "done", "ended", "environ", "flags", "sent", "sent_bytes", "started",
-        "stream", "tenure",
+        "_chunked", "_connection", "_cpu_s", "_given", "_left", "_patient", "_shared", "_status_line", "_text",
+        "_trimmed", "bodiless", "body", "complete", "done", "ended", "environ", "flags", "sent", "sent_bytes",
+        "started", "stream", "tenure",
     )  # fmt: skip
 
     def __init__(
@@ -62,13 +62,14 @@ class Exchange:
         self.sent_bytes = 0  # of the body
         self.complete = False
         self.done = False
-        self.bodiless = environ["REQUEST_METHOD"] == "HEAD"
+        self.bodiless = False
         self._connection = connection
         self._shared = shared
         self._status_line = ""
-        self._fields = NO_FIELDS
+        self._text = ""  # its header fields
         self._left = -1  # of the Content-Length the application gave; -1: it gave none
         self._chunked = False
+        self._given = 0  # DATE_GIVEN, SERVER_GIVEN
         self._trimmed = False
         self._patient = stream is not None  # may wait for the client
         self._cpu_s = 0.0
@@ -92,9 +93,8 @@ class Exchange:
         elif self._status_line:
             raise RuntimeError("start_response was called twice; the second time needs exc_info")
         line = status_line(status)
-        self._fields = fields = take_fields(headers)
-        self._left = fields.length
-        if fields.close:
+        self._text, self._left, self._given, close = take_fields(headers)
+        if close:
             self.flags |= CLOSE
         code = status[:3]
         if code in ("204", "304"):
@@ -137,7 +137,7 @@ class Exchange:
         """The head; `length` of the body when it is known though the application did not say it, else -1."""
         if not self._status_line:
             raise RuntimeError("the application gave a body before it called start_response")
-        shared, stream, fields = self._shared, self.stream, self._fields
+        shared, stream = self._shared, self.stream
         if shared.draining or (stream is not None and not stream.decoder.done):
             # What is left of a body nobody reads would be taken for the next request; and who knows how much it is?
             self.flags |= CLOSE
@@ -155,40 +155,19 @@ class Exchange:
         else:
             self._chunked = True
             framing = "Transfer-Encoding: chunked\r\n"
-        shared.refresh_date(self.ended or time.monotonic())
-        ours = shared.date if not fields.given & DATE_GIVEN else ""
-        if not fields.given & SERVER_GIVEN:
-            ours += "Server: zcluster\r\n"
+        now = self.ended or time.monotonic()
+        if now >= shared.date_until:
+            shared.refresh_date(now)
+        if not self._given:
+            ours = shared.date_and_server
+        else:
+            ours = shared.date if not self._given & DATE_GIVEN else ""
+            if not self._given & SERVER_GIVEN:
+                ours += f"Server: {SERVER}\r\n"
         connection = connection_field(self.flags) if self.flags else ""
-        head = f"{self._status_line}{ours}{fields.text}{framing}{connection}\r\n".encode("latin-1")
+        head = f"{self._status_line}{ours}{self._text}{framing}{connection}\r\n".encode("latin-1")
         self.sent = True  # only now: what cannot be encoded is still answered with a 500
         return head
-
-    def _run(self) -> None:
-        """Call the application and send what it returns."""
-        shared = self._shared
-        result = shared.app(self.environ, self.start_response)
-        kind = type(result)
-        if (kind is list or kind is tuple) and not self.sent:
-            self.ended = now = time.monotonic()
-            if now - self.started >= LONG_S or shared.predictor.active:
-                self._learn(now)
-            self._send_whole(b"".join(result))
-            return
-        try:
-            if self.sent or not isinstance(result, FileWrapper) or not self._send_file(result):
-                for data in result:
-                    if data:
-                        self.write(data)
-                        if self.bodiless:
-                            break  # the head is all there is to send
-                self._finish()
-        finally:
-            close = getattr(result, "close", None)
-            if close is not None:
-                close()
-            self.ended = time.monotonic()
-            self._learn(self.ended)
 
     def _send_whole(self, body: bytes) -> None:
         """The response is complete in memory: one head with the right length, one send."""
@@ -207,6 +186,23 @@ class Exchange:
             else:
                 self._connection.write(head, body, whole=True)
         self.complete = True
+
+    def _send_pieces(self, result: Iterable[bytes]) -> None:
+        """The response comes block by block."""
+        try:
+            if self.sent or not isinstance(result, FileWrapper) or not self._send_file(result):
+                for data in result:
+                    if data:
+                        self.write(data)
+                        if self.bodiless:
+                            break  # the head is all there is to send
+                self._finish()
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+            self.ended = time.monotonic()
+            self._learn(self.ended)
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
         """Leave a file to the loop; false when it has to be read like everything else."""
@@ -270,7 +266,15 @@ class Exchange:
         self.started = time.monotonic()
         try:
             try:
-                self._run()
+                result = shared.app(self.environ, self.start_response)
+                if (type(result) is list or type(result) is tuple) and not self.sent:
+                    self.ended = now = time.monotonic()
+                    if now - self.started >= LONG_S or shared.predictor.active:
+                        self._learn(now)
+                    whole = len(result) == 1 and type(result[0]) is bytes  # the rule; join() says what is wrong
+                    self._send_whole(result[0] if whole else b"".join(result))
+                else:
+                    self._send_pieces(result)
             except BaseException as error:  # user code was called: whatever it is, it ends this request only
                 failures.ended_by(self, self._connection, shared, error)
             if shared.forked:
@@ -279,7 +283,7 @@ class Exchange:
                 self.ended = time.monotonic()
             if shared.access is not None:
                 line = self._status_line or failures.LINE_500
-                shared.access.note(self.environ, line, self._fields.text, self.sent_bytes, self.ended - self.started)
+                shared.access.note(self.environ, line, self._text, self.sent_bytes, self.ended - self.started)
         except Exception:  # a bug of ours must cost one connection, not the worker; logged and counted
             failures.log_bug(self)
             shared.stats.failures += 1

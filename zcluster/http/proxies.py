@@ -38,7 +38,9 @@ HOP_MAX_CHARS: Final = 80  # an IPv6 address with brackets, zone and port has 70
 
 _is_scheme = re.compile(r"(?i:https?)").fullmatch
 _is_host = re.compile(r"(?:[A-Za-z0-9\-._~]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?").fullmatch
-_is_port = re.compile(r"[1-9][0-9]{0,4}").fullmatch
+_is_port = re.compile(
+    r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+).fullmatch
 _is_prefix = re.compile(r"(?:/[A-Za-z0-9\-._~!$&'()*+;=:@%]+)+").fullmatch
 _CHECKS: Final[tuple[tuple[str, Callable[[str], object]], ...]] = (
     ("HTTP_X_FORWARDED_PROTO", _is_scheme),

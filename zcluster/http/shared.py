@@ -54,7 +54,8 @@ class Shared:
     """One engine's application, parser, epoll and table of connections."""
 
     __slots__ = (
-        "_date_until", "_returned", "access", "again", "app", "connections", "crew", "crowd", "date", "draining",
+        "_returned", "access", "again", "app", "connections", "crew", "crowd", "date", "date_and_server",
+        "date_until", "draining",
         "epoll", "forked", "leave", "limits", "log", "parser", "predictor", "round_cpu_s", "round_started",
         "sleeping", "stats", "wake_fd",
     )  # fmt: skip
@@ -90,7 +91,8 @@ class Shared:
         self.draining = False
         self.forked = False  # this is a child that the application forked: it is no worker
         self.date = ""  # "Date: ...\r\n"
-        self._date_until = 0.0
+        self.date_and_server = ""
+        self.date_until = 0.0
 
     def come_back(self, connection: "Connection") -> None:
         """Give a connection back to the loop; from the thread that owned it, which must not touch it any more."""
@@ -113,7 +115,8 @@ class Shared:
 
     def refresh_date(self, now: float) -> None:
         """Make `date` right; `now` is monotonic. Formatted once a second: it costs a tenth of a request."""
-        if now >= self._date_until:
+        if now >= self.date_until:
             wall = time.time()
             self.date = f"Date: {formatdate(int(wall), usegmt=True)}\r\n"
-            self._date_until = now + 1.0 - wall % 1.0
+            self.date_and_server = f"{self.date}Server: {SERVER}\r\n"
+            self.date_until = now + 1.0 - wall % 1.0

@@ -19,7 +19,6 @@ One thread at a time uses a connection; OpenSSL does not look after itself. Only
 another: it does not touch OpenSSL.
 """
 
-import os
 import socket
 import ssl
 from collections.abc import Iterable
@@ -37,7 +36,8 @@ _PLAIN_ANSWER: Final = (
 def wrap(context: ssl.SSLContext, sock: socket.socket) -> "TlsSocket":
     """Return `sock`, accepted and non-blocking, as a server's end of TLS; nothing is sent or received yet.
 
-    `sock` is taken over. Raises ConnectionAbortedError when the client has gone already; it is closed then.
+    `sock` is taken over. A client that has gone already is found by `recv`. Raises ConnectionAbortedError when
+    OpenSSL refuses (no memory); it is closed then.
     """
     sock.setblocking(False)
     context.sslsocket_class = TlsSocket
@@ -97,8 +97,10 @@ class TlsSocket(ssl.SSLSocket):
             if error.reason == "HTTP_REQUEST":
                 self._answer_in_plain()
             raise ConnectionAbortedError(_reason(error)) from None
-        except ValueError as error:  # closed, or never connected
-            raise ConnectionAbortedError(str(error)) from None
+        except (
+            ValueError
+        ):  # there is no TLS on it: closed, or the client had gone before `wrap` (which looks by recv)
+            return b""
 
     def send(self, data: bytes | bytearray | memoryview, flags: int = 0) -> int:  # type: ignore[override]
         """Encrypt and send; return how many bytes have left.
@@ -135,11 +137,6 @@ class TlsSocket(ssl.SSLSocket):
             parts.append(memoryview(buffer)[:room])
             room -= len(parts[-1])
         return self.send(b"".join(parts))
-
-    def send_file(self, fd: int, offset: int, count: int) -> int:
-        """`os.sendfile` for TLS: send at most `count` bytes of a file from `offset`; 0 at its end."""
-        data = os.pread(fd, min(count, SEND_BYTES), offset)
-        return self.send(data) if data else 0
 
     def has_unread(self) -> bool:
         """Tell whether bytes (not an end) wait, here or in the kernel; they may be TLS's own."""

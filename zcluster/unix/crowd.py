@@ -18,11 +18,11 @@ the stopped and the hung drop out by themselves, `fresh_s` after their last tick
 
 Until then, or while an emptier worker waits for a CPU, the others give way to one that does not come. So when a
 connection is still there after the wait, the emptiest worker is *absent* if its number has not moved (only the
-emptiest: all others may be giving way themselves), and with the next wait the second emptiest, and so on. The absent
-are not waited for in the next accepts: in none, then 1, 3, 7 and so on, unless their number moves. Of 64 connections
-that come at once, beside a worker that was killed a moment ago, the last waits for 7 pauses and not for 64. An
-emptier worker that was only late takes what it can all the while, and gets the rest of its share from those that come
-next.
+emptiest: all others may be giving way themselves), and with the next wait the second emptiest, and so on. After some
+waits in vain the absent are not waited for in the next accepts, first in 1, then in 3, 7 and so on, unless their
+number moves. Of 64 connections that come at once to two workers, one of them killed a moment ago, the last waits for
+13 pauses and not for 64. An emptier worker that was only late takes what it can all the while, and gets the rest of
+its share from those that come next.
 """
 
 import time
@@ -44,7 +44,10 @@ COMPARED: Final = 16
 TOLERATED_SHIFT: Final = 5
 # What was learnt by waiting in vain holds for some waits only: a worker that had no CPU may have one again.
 VAIN_NS: Final = 20_000_000
-UNQUESTIONED_MAX: Final = 64  # accepts after one wait; as many are accepted in well under a millisecond
+# On a machine with many more processes than CPUs a worker that was woken runs some 10 ms later: so long the others
+# remain patient, one connection per wait. Without this, one of four workers got 58 of 64 connections at a load of 14.
+PATIENT_WAITS: Final = 8
+DOUBLINGS: Final = 6  # up to 63 unquestioned accepts after one wait; they take well under a millisecond
 _READY: Final = STATES.index("ready")
 
 
@@ -66,7 +69,7 @@ class Crowd:
         self._emptiest: list[memoryview] = []  # of those that are there, at most COMPARED
         self._look_at_ns = 0
         self._unquestioned = 0  # accepts for which the absent are not waited for
-        self._granted = 0  # how many there were at the last wait in vain
+        self._vain = 0  # waits in vain one after the other
         self._vain_at_ns = -VAIN_NS
         self._awaited: list[tuple[memoryview, int]] = []  # those we gave way to last, and their numbers then
         self._absent: dict[int, int] = {}  # id() of those who did not come -> their number
@@ -105,8 +108,9 @@ class Crowd:
             load, one = min(present)
             if idle.get(one) == load:
                 absent[one] = load
-        self._granted = min(2 * self._granted + 1, UNQUESTIONED_MAX) if absent and recently else 0
-        self._absent, self._unquestioned, self._vain_at_ns = absent, self._granted, now_ns
+        self._vain = (min(self._vain, PATIENT_WAITS + DOUBLINGS - 1) if recently else 0) + 1 if absent else 0
+        self._unquestioned = (1 << max(0, self._vain - PATIENT_WAITS)) - 1
+        self._absent, self._vain_at_ns = absent, now_ns
 
     def detach(self) -> None:
         """In a child forked by the application, where the ledger is not mapped: touch it no more, say anything."""
