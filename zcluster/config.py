@@ -15,8 +15,10 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_typ
 import msgspec
 from msgspec import Meta
 
+from zcluster.accessformat import parse_format
 from zcluster.addresses import ADDRESS_FORMS, Address, parse_address
 from zcluster.errors import ConfigError
+from zcluster.trustedpeers import parse_trusted_peers
 
 MAX_NAME_CHARS: Final = 40  # /dev/shm/zcluster-<uid>/<name>/<instance>/ctl has to fit into the 107 bytes of unix(7)
 
@@ -323,6 +325,8 @@ def check(config: Config) -> None:
         if address in seen and not (address.kind == "tcp" and address.port == 0):
             raise ConfigError(f"option 'bind' names {text!r} twice; give each address once")
         seen.add(address)
+    parse_format(config.access_logformat)
+    parse_trusted_peers(config.forwarded_allow_ips)
     if config.unix_mode and not _MODE.fullmatch(config.unix_mode):
         raise ConfigError(f"option 'unix_mode' is {config.unix_mode!r:.200}, but should be octal, such as 0660")
     if config.keyfile and not config.certfile:

@@ -144,6 +144,20 @@ def test_what_is_no_tls_costs_one_connection(pem):
         assert "internal error" not in log
 
 
+@pytest.mark.parametrize("request_line", [b"GET / HTTP/1.1", b"GET / HTTP/1.0"])
+def test_a_response_ends_orderly(pem, request_line):
+    """With close_notify: a client can tell a whole response from one that was cut off."""
+    with running("hello:app", *options(pem), "--keep-alive=0.3", workers=1) as cluster:
+        context = client_context(pem[0])
+        with context.wrap_socket(raw(cluster.url), server_hostname="localhost", suppress_ragged_eofs=False) as client:
+            client.send(request_line + b"\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert read_to_the_end(client).startswith(b"HTTP/1.1 200 OK\r\n")
+        with context.wrap_socket(raw(cluster.url), server_hostname="localhost", suppress_ragged_eofs=False) as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"200 OK" in read_to_the_end(client), "the idle connection's time-out is an orderly end too"
+        cluster.end()
+
+
 def test_a_half_handshake_ends_by_its_time_out(pem):
     """Who connects and says no more is let go like a slow head."""
     with running("hello:app", *options(pem), "--header-timeout=0.3") as cluster:

@@ -78,7 +78,6 @@ def test_the_default_format_is_the_combined_one(line):
         ("%(M)s", "1250"),
         ("%(D)s", "1250000"),
         ("%(L)s", "1.250000"),
-        ("%(p)s", f"<{os.getpid()}>"),
         ("%({Host}i)s %({content-type}i)s %({X-None}i)s", "example.com text/plain -"),
         ("%({content-type}o)s %({X-None}o)s", "text/html -"),
         ("%({etag}o)s", r"\"v1\""),
@@ -97,6 +96,11 @@ def test_the_default_format_is_the_combined_one(line):
 def test_every_atom_of_gunicorn_s(line, format, expected):
     """Each atom gives the part of the request it names; absent ones are '-'."""
     assert line(format) == expected
+
+
+def test_the_process_id(line):
+    """In angle brackets, as gunicorn has it."""
+    assert line("%(p)s") == f"<{os.getpid()}>"
 
 
 def test_no_atom_is_left_out(line):

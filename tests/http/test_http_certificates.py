@@ -54,7 +54,7 @@ def test_an_rsa_key_and_a_chain(tmp_path):
     assert load(str(chain), str(key)).cert_store_stats()["x509"] == 0
     swapped = tmp_path / "swapped.pem"
     swapped.write_text(ca.read_text() + cert.read_text())
-    assert "the server's own stands first" in refused(swapped, key)
+    assert "the first certificate in it, which must be the server's" in refused(swapped, key)
 
 
 def test_files_that_are_not_there(pem, tmp_path):

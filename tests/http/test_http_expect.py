@@ -23,8 +23,7 @@ def silent(client):
     return False
 
 
-@pytest.mark.parametrize("head", BODIES)
-def test_consent_comes_with_the_first_read(head):
+def test_consent_comes_with_the_first_read():
     """The client hears 100 when the application reads, and nothing while it has not."""
     running, go_on = threading.Event(), threading.Event()
 
@@ -34,23 +33,22 @@ def test_consent_comes_with_the_first_read(head):
         return echo(environ, start_response)
 
     with serve(app, threads=2) as rig:
-        client = rig.client().send(head)
+        client = rig.client().send(SIZED)
         assert running.wait(DEADLINE_S), "the application waits for a body that waits for it"
         assert silent(client)
         go_on.set()
         assert client.receive().status == 100
-        assert client.request(BODIES[head]).body == b"hello"
+        assert client.request(b"hello").body == b"hello"
         assert client.request(GET).status == 200, "the connection did not outlive it"
 
 
-@pytest.mark.parametrize("head", BODIES)
 @pytest.mark.parametrize("size", [2, 4 << 20])
-def test_answer_without_reading(head, size):
+def test_answer_without_reading(size):
     """Who does not read gives no consent: the client gets the final response, whole, and the end."""
     answer = bytes(size)
     with serve(plain(answer, "401 Unauthorized"), threads=2) as rig:
         client = rig.client()
-        response = client.request(head)
+        response = client.request(SIZED)
         assert (response.status, response.get("Connection")) == (401, "close")
         assert response.body == answer
         assert client.at_end()
@@ -137,12 +135,14 @@ def test_no_thread_left_to_wait():
         until(lambda: rig.stats.requests == 2, "the count")
 
 
-def test_chunked_body_of_unknown_length():
-    """Streamed as it comes, a chunked body has no CONTENT_LENGTH; that its end is known stands in the environ."""
+def test_chunked_body():
+    """A chunked body is asked for at once and collected: many frameworks read none that has no length."""
     seen = []
 
     def app(environ, start_response):
-        seen.append([environ.get(key) for key in ("CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING", "wsgi.input_terminated")])
+        seen.append(
+            [environ.get(key) for key in ("CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING", "wsgi.input_terminated")]
+        )
         seen.append(list(environ["wsgi.input"]))
         return plain()(environ, start_response)
 
@@ -152,7 +152,7 @@ def test_chunked_body_of_unknown_length():
         for line in (b"one\n", b"two\n", b"end"):
             client.send(b"%x\r\n%b\r\n" % (len(line), line))
         assert client.request(b"0\r\n\r\n").status == 200
-    assert seen == [[None, "chunked", True], [b"one\n", b"two\n", b"end"]]
+    assert seen == [["11", None, True], [b"one\n", b"two\n", b"end"]]
 
 
 def test_consent_is_given_once():
@@ -181,7 +181,7 @@ def test_too_long_to_be_asked_for():
         chunked = rig.client()
         assert chunked.request(CHUNKED).status == 100
         assert chunked.request(BODIES[CHUNKED]).status == 413
-        assert rig.calls == 1
+        assert rig.calls == 0
 
 
 def test_client_that_leaves_instead():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from http_rig import GET, HEAD_REQUEST, OLD, open_fds, plain, serve, until
+from django.core.files.base import File as DjangoFile
 from werkzeug.utils import send_file
 from werkzeug.wrappers import Request
 
@@ -92,11 +93,24 @@ def test_whole_file(path, sent, offset, threads):
         (lambda path: temporary(tempfile.TemporaryFile()), True),
         (lambda path: temporary(tempfile.NamedTemporaryFile()), True),
         (lambda path: temporary(tempfile.SpooledTemporaryFile()), False),
+        (lambda path: DjangoFile(path.open("rb")), True),
+        (lambda path: DjangoFile(io.BytesIO(DATA)), False),
         (lambda path: io.BytesIO(DATA), False),
         (lambda path: OnlyRead(path), False),
         (lambda path: Upper(path), False),
     ],
-    ids=["raw", "random", "temporary", "named", "spooled", "memory", "read-only", "own-read"],
+    ids=[
+        "raw",
+        "random",
+        "temporary",
+        "named",
+        "spooled",
+        "django",
+        "django-memory",
+        "memory",
+        "read-only",
+        "own-read",
+    ],
 )
 def test_kinds_of_files(path, sent, make, expected):
     """Only what is a plain file, and is read as one, is left to the kernel; the client gets the same of all."""
@@ -217,9 +231,6 @@ def test_old_client(path):
 
 def test_werkzeug_and_ranges(path, sent):
     """Werkzeug's send_file: whole by sendfile, ranges and conditions as Werkzeug makes them."""
-
-    def app(environ, start_response):
-        return send_file(path, environ, conditional=True, mimetype="a/b")(environ, start_response)
 
     with serve(Request.application(lambda request: send_file(path, request.environ, conditional=True)),
                threads=4) as rig:  # fmt: skip

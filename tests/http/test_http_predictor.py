@@ -2,10 +2,21 @@
 
 import random
 import sys
+import time
 
 import pytest
 
-from zcluster.http.predictor import BLOCKED_S, FORGET_S, HOG_S, LONG_S, SIZE, STRONG_SLOW, WEAK_SLOW, Predictor, is_slow
+from zcluster.http.predictor import (
+    BLOCKED_S,
+    FORGET_S,
+    HOG_S,
+    LONG_S,
+    SIZE,
+    STRONG_SLOW,
+    WEAK_SLOW,
+    Predictor,
+    is_slow,
+)
 
 
 @pytest.fixture
@@ -77,7 +88,7 @@ def test_methods_are_told_apart(predictor):
     assert not predictor.is_slow("GET", "/form")
 
 
-# ---- the hierarchy ---------------------------------------------------------------------------------------------------
+# ---- the hierarchy -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("known", "new"),
     [
@@ -115,11 +126,11 @@ def test_a_slow_path_that_is_new_every_time(predictor):
     teach(predictor, "/s/0", True)
     teach(predictor, "/f/0", *[False] * 4)
     wrong = 0
-    for number in range(1, 1000):
+    for number in range(1, 10_000):
         for path, slow in ((f"/s/{number}", True), (f"/f/{number}", False)):
             wrong += predictor.is_slow("GET", path) is not slow
             teach(predictor, path, slow)
-    assert wrong <= 20, "two unrelated paths may share a counter, now and then"
+    assert wrong <= 20, "place and tag of two unrelated paths may be the same, once in some thousand"
 
 
 def test_a_slow_word_in_every_place(predictor):
@@ -143,7 +154,7 @@ def test_known_paths_say_nothing_about_unknown_ones(predictor):
     assert not predictor.is_slow("GET", path_of(77))
 
 
-# ---- saturation ------------------------------------------------------------------------------------------------------
+# ---- saturation ----------------------------------------------------------------------------------------------------
 def test_one_pause_turns_no_known_path_slow(predictor):
     """A fast path stays fast through one slow request, two in a row make it slow."""
     teach(predictor, "/slow", True)  # from here on it learns
@@ -190,7 +201,7 @@ def test_a_path_that_is_mostly_slow_stays_slow(predictor):
         teach(predictor, "/cached", True, True, True)
 
 
-# ---- forgetting ------------------------------------------------------------------------------------------------------
+# ---- forgetting ----------------------------------------------------------------------------------------------------
 def test_all_is_forgotten_when_nothing_was_slow_for_long(predictor):
     """The slow first requests of a worker are not held against it for ever."""
     teach(predictor, "/import", True, True, now=0.0)
@@ -211,7 +222,7 @@ def test_slow_requests_keep_the_memory(predictor):
     assert predictor.is_slow("GET", "/rare")
 
 
-# ---- bounds ----------------------------------------------------------------------------------------------------------
+# ---- bounds --------------------------------------------------------------------------------------------------------
 def size_of(predictor):
     """Bytes of everything it keeps."""
     return sum(sys.getsizeof(getattr(predictor, name)) for name in Predictor.__slots__)
@@ -225,7 +236,7 @@ def test_memory_is_bounded_whatever_clients_invent(predictor):
     for number in range(100_000):
         predictor.learn("GET", f"/{rng.random()}/{number}", 0.0, slow=number % 3 == 0)
     assert size_of(predictor) <= before + 64  # a small integer may be another one
-    assert before < 6 * SIZE
+    assert before < 8 * SIZE
 
 
 def test_odd_paths(predictor):
@@ -240,20 +251,13 @@ def test_odd_paths(predictor):
 def test_a_long_path_is_no_trap(predictor):
     """The longest line a client may send costs no more than linear time: no pattern goes back over it."""
     teach(predictor, "/", True)
-    for path in ("/" + "a" * 8000 + "1", "/a1" * 2700, "1/" * 4000, "a" * 8100):
-        calls = 0
-
-        def count(*_):
-            nonlocal calls
-            calls += 1
-
-        sys.setprofile(count)
-        try:
+    for path in ("/" + "a" * 8000 + "1", "/a1" * 2700, "1/" * 4000, "a" * 8100, "/" * 8100):
+        best_s = 1.0
+        for _ in range(5):
+            began = time.thread_time()
             predictor.is_slow("GET", path)
-            predictor.learn("GET", path, 0.0, slow=False)
-        finally:
-            sys.setprofile(None)
-        assert calls < 60
+            best_s = min(best_s, time.thread_time() - began)
+        assert best_s < 0.005, "a tenth of a millisecond, if nothing goes back; hundreds if something does"
 
 
 def test_counters_stay_in_their_range(predictor):
@@ -270,5 +274,5 @@ def test_counters_stay_in_their_range(predictor):
         if history[path][-4:] == [False] * 4:
             assert not predictor.is_slow("GET", path)
     for table in (predictor._paths, predictor._shapes, predictor._trees):
-        assert max(table) <= STRONG_SLOW
+        assert max(entry & 7 for entry in table) <= STRONG_SLOW
     assert WEAK_SLOW <= STRONG_SLOW

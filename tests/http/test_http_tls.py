@@ -131,7 +131,7 @@ def test_the_client_goes(connect, how):
     try:
         assert ends.server.recv() == b""
     except ConnectionError:
-        assert how == "reset"
+        assert how != "orderly"  # a client that closes with our tickets unread resets too
     assert not ends.server.has_unread()
 
 

@@ -153,9 +153,11 @@ def test_new_keys_in_the_midst_of_a_response(server_context):
     server.shutdown(socket.SHUT_WR)
     client.stdin.close()
     reader.join(20)
-    assert client.wait(20) == 0
+    code = client.wait(20)
     client.stdout.close()
+    said = client.stderr.read()
     client.stderr.close()
+    assert code == 0, (said, answers[0][-300:])
     server.close()
     assert body in answers[0]
 

@@ -154,6 +154,8 @@ class Worker:
                 self._turn(time.monotonic())
         except BaseException:  # the engine must not go on, and hold up the exit, in a worker that nobody leads
             self.engine.drain(quick=True)
+            if self.access is not None:
+                self.access.close()
             raise
         self._leave()
         self.signals.ignore()
@@ -201,6 +203,8 @@ class Worker:
         """In a child the app forked: give up the sockets that are ours, so that clients and peers see us go."""
         self.engine.close_in_child()
         self.crowd.detach()
+        if self.access is not None:
+            self.access.close_in_child()
         for entry in os.listdir("/proc/self/fd"):
             if _belongs_to_bus(int(entry), self.birth.boot.run_dir):
                 os.close(int(entry))

@@ -38,10 +38,11 @@ Render = Callable[[WSGIEnvironment, Callable[..., Any], str, str, int, float, st
 
 GATHER_S: Final = 0.1  # how long a line may wait for others: not seen by who reads it, ten wake-ups a second
 BATCH_BYTES: Final = 1 << 16  # some 400 lines: the cost of waking the writer is lost among them
-# What may wait for a disk or a reader that has fallen behind: more than a second of a worker's full load (20,000
-# lines of 180 bytes), and not more memory than a dozen idle requests of a large application.
-WAITING_MAX_BYTES: Final = 4 << 20
-CLOSE_S: Final = 1.0  # the quick stop's whole time; a disk takes 4 MiB in a tenth of it
+# What may wait for a disk or a reader that has fallen behind: a second of a worker's full load (20,000 lines of 180
+# bytes), which is longer than a disk's hiccup; the memory is little beside any application's.
+WAITING_MAX_BYTES: Final = 5 << 20
+STR_BYTES: Final = 64  # what a str costs beside its characters: the shortest lines must not cost the most memory
+CLOSE_S: Final = 1.0  # the quick stop's whole time; a disk takes all that may wait in a tenth of it
 TELL_S: Final = 1.0  # between two warnings about lost lines
 # How much of a client's field is shown in a line that would otherwise be too long, from generous to certain to fit.
 CUTS: Final = (1024, 256, 64)
@@ -207,7 +208,7 @@ class AccessLog:
         self._lock = threading.Lock()  # held for some stores only, by whoever has it
         self._changed = threading.Condition(self._lock)
         self._lines: list[str] = []
-        self._waiting = 0  # characters noted and not yet written, of `_lines` and of what the writer holds
+        self._waiting = 0  # bytes noted and not yet written, in `_lines` and with the writer
         self._reopen = self._closing = False
         self._give_up_at = 0.0
         self._told = 0
@@ -238,7 +239,7 @@ class AccessLog:
         lock.acquire()  # `with` costs twice as much
         try:
             before = self._waiting
-            after = before + length
+            after = before + length + STR_BYTES
             if after > WAITING_MAX_BYTES or self._closing:
                 self.lost += 1
                 return
@@ -324,7 +325,7 @@ class AccessLog:
                 self._sink.reopen()
             lost = self._sink.write("".join(lines).encode(errors="backslashreplace"), self._go_on)
             with self._lock:
-                self._waiting -= sum(map(len, lines))
+                self._waiting -= sum(map(len, lines)) + STR_BYTES * len(lines)
                 self.lost += lost
             self._tell_lost(closing)
 

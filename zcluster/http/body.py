@@ -139,7 +139,9 @@ class Stream(io.RawIOBase):
         self._ready = memoryview(intake.in_memory())
         self._limits = limits
         self._moved_bytes = 0
-        self._left_s = limits.body_timeout_s  # to wait for the next `progress_bytes`; the application's time is not in it
+        self._left_s = (
+            limits.body_timeout_s
+        )  # to wait for the next `progress_bytes`; the application's time is not in it
         self._fault: Refusal | None = None  # who reads on must not find an end, or a request, in what follows
 
     def readable(self) -> bool:

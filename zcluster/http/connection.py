@@ -24,9 +24,7 @@ second. Bytes beyond the present request wait in `buffer`, which never grows bey
 
 import contextlib
 import io
-import select
 import socket
-import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -36,46 +34,36 @@ from .exchange import Exchange
 from .head import CHUNKED, CLOSE, EXPECT, SIZED, Refusal, check_beginning
 from .outbox import ShortFile
 from .responses import plain_response
-from .writer import Writer
+from .wire import BODY, FLUSH, HEAD, IDLE, IN, LINGER, OUT, WORK, Wire
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
     from .shared import Shared
 
-IDLE, HEAD, BODY, WORK, FLUSH, LINGER, CLOSED = range(7)
 END = b"\r\n\r\n"
 HEAD_READ_BYTES = (
     16384  # a browser's head ten times over, and the largest TLS record; larger reads cost an allocation
 )
 BODY_READ_BYTES = 65536
-NO_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
-IN, OUT = select.EPOLLIN, select.EPOLLOUT
 
 
-class Connection(Writer):
+class Connection(Wire):
     """One client of one engine."""
 
     __slots__ = (
-        "_base", "_close_after", "_fd", "_intake", "_moved_bytes", "_peer_host", "_peer_port", "_scanned", "_watched",
-        "buffer", "deadline", "state", "waiting_turn",
+        "_base", "_close_after", "_moved_bytes", "_peer_host", "_peer_port", "_scanned", "waiting_turn",
     )  # fmt: skip
 
     def __init__(
         self, sock: socket.socket, base: "WSGIEnvironment", host: str, port: str, shared: "Shared", *, tls: bool
     ) -> None:
         super().__init__(sock, shared, tls=tls)
-        self.state = IDLE
-        self.buffer = b""
-        self.deadline = time.monotonic() + shared.limits.header_timeout_s
         self.waiting_turn = False  # it has had its `pipelined` requests and more are in the buffer
-        self._fd = sock.fileno()
         self._base = base
         self._peer_host = host
         self._peer_port = port
         self._scanned = 0  # of an incomplete head: what was searched for its end
-        self._watched = 0  # what epoll looks for
-        self._intake: Intake | None = None
         self._close_after = False  # when FLUSH is over
         self._moved_bytes = 0  # since the deadline of BODY or FLUSH last moved
         self._watch(IN)
@@ -128,27 +116,6 @@ class Connection(Writer):
             self.close()
         else:
             self.refuse(Refusal(408, "head time-out" if state == HEAD else "body time-out"))
-
-    def has_unread(self) -> bool:
-        """Whether bytes (not an end) wait in the socket."""
-        if self.tls:
-            return self.sock.has_unread()  # type: ignore[attr-defined, no-any-return]
-        try:
-            return bool(self.sock.recv(1, socket.MSG_PEEK))
-        except OSError:
-            return False
-
-    def _watch(self, mask: int) -> None:
-        """Tell epoll what to look for; 0 takes the connection out."""
-        if mask == self._watched:
-            return
-        if not self._watched:
-            self._shared.epoll.register(self._fd, mask)
-        elif mask:
-            self._shared.epoll.modify(self._fd, mask)
-        else:
-            self._shared.epoll.unregister(self._fd)
-        self._watched = mask
 
     # ---- requests --------------------------------------------------------------------------------------------------
     def advance(self, data: bytes) -> None:
@@ -332,7 +299,7 @@ class Connection(Writer):
         try:
             sent = out.flush(self.sock)
         except (OSError, ShortFile) as error:
-            self.cut = isinstance(error, ShortFile)
+            self.lose(error)
             self.end()
             return
         self._moved(sent, self._shared.limits.write_timeout_s)
@@ -363,58 +330,3 @@ class Connection(Writer):
             self._close_after, self.state = True, FLUSH
             self.deadline = time.monotonic() + self._shared.limits.write_timeout_s
             self._watch(OUT)
-
-    # ---- ends ------------------------------------------------------------------------------------------------------
-    def _finish(self, linger: bool) -> None:
-        """Everything is said: close, or first wait for the client to do so (RFC 9112, 9.6)."""
-        if not linger:
-            self.close()
-            return
-        try:
-            self.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            self.close()
-            return
-        self.buffer = b""
-        self.state = LINGER
-        self.deadline = time.monotonic() + self._shared.limits.linger_s
-        self._watch(IN)
-
-    def end(self) -> None:
-        """Close; with a reset if what was sent must not be taken for a whole response."""
-        if self.cut:
-            self.abort()
-        else:
-            self.close()
-
-    def abort(self) -> None:
-        """Cut: a reset, so that no client can take a broken response for a whole one."""
-        if self.state != CLOSED:
-            with contextlib.suppress(OSError):
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
-            self.close()
-
-    def close(self) -> None:
-        """End now; idempotent."""
-        if self.state == CLOSED:
-            return
-        self.state = CLOSED
-        self.buffer = b""
-        self._drop_body()
-        if self.out is not None:
-            self.out.close()
-            self.out = None
-        # Explicitly, because a child that the application forked may hold the same description: it would go on
-        # reporting.
-        self._watch(0)
-        shared = self._shared
-        del shared.connections[self._fd]
-        shared.stats.connections -= 1
-        if shared.crowd is not None:
-            shared.crowd.settle(shared.stats.connections)
-        self.sock.close()
-
-    def _drop_body(self) -> None:
-        if self._intake is not None:
-            self._intake.close()
-            self._intake = None

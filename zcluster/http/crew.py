@@ -25,7 +25,7 @@ import _thread
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 # How long a request may hold the loop before it is taken away. Below, the monitor itself costs: it wakes so often
 # only while requests are running, and each time somebody must give it the GIL.
@@ -45,7 +45,8 @@ class Job(Protocol):
 
     done: bool
     started: float  # when it entered the application
-    environ: dict[str, Any]
+    method: str
+    path: str
 
     def perform(self) -> None:
         """Run to the end, in any thread; raises nothing."""
@@ -82,12 +83,14 @@ class Crew:
         if self._threads > 1:
             monitor = threading.Thread(target=self._watch, name=f"{self._name}-monitor")
             monitor.start()
-        self._work()
-        if monitor is not None:
-            self._ring()
-            monitor.join()
-        for thread in self._started:
-            thread.join()
+        try:
+            self._work()
+        finally:
+            if monitor is not None:
+                self._ring()
+                monitor.join()
+            for thread in self._started:
+                thread.join()
         if self._failure is not None:
             raise self._failure
 
@@ -120,13 +123,19 @@ class Crew:
         self.inline = []
         try:
             over = self._lead()
-        except BaseException as error:  # a bug of the engine; the thread that called `run` raises it
+        except (
+            BaseException
+        ) as error:  # a bug of the engine: it ends, and the thread that called `run` raises this too
             self._failure = error
-            over = True
+            self._end()
+            raise
         if over:
-            self._over = True
-            while self._resters:
-                self._call_one()
+            self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        while self._resters:
+            self._call_one()
 
     def _rest(self, me: _thread.LockType) -> None:
         """Until somebody calls. Something may have come between the last look and the list."""
@@ -140,42 +149,52 @@ class Crew:
                 return
         me.acquire()
 
-    def _call_one(self) -> None:
+    def _call_one(self) -> bool:
         """Wake a resting thread, or start one if there may be more; else the next that becomes free will look."""
         try:
             self._resters.pop().release()
         except IndexError:
-            if self._unstarted and not self._over:
-                self._start()
+            return self._start()
+        return True
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        if self._over:
+            return False
         try:
             number = self._unstarted.pop()
-        except IndexError:  # the monitor and the leader had the same thought
-            return
+        except IndexError:
+            return False
         # No daemon: threads that the app starts in a request inherit that, and would be cut off at the exit.
         thread = threading.Thread(target=self._work, name=f"{self._name}-{self._threads - number}")
         try:
             thread.start()
-        except RuntimeError:  # the machine has no more threads: the others must do
-            return
+        except RuntimeError:  # the machine has no more threads now: the others must do, until it is asked again
+            self._unstarted.append(number)
+            return False
         self._started.append(thread)
+        return True
 
     def running(self) -> list[Job]:
         """What runs now, for whoever asks, from any thread."""
-        return [job for job in (*self.inline, *self.off_loop) if not job.done]
+        return [job for job in (*self.inline, *self.off_loop) if job.started and not job.done]
 
     # ---- for the leader --------------------------------------------------------------------------------------------
-    def give(self, job: Job) -> None:
-        """Have another thread run this; it waits for one if none is free."""
+    def give(self, job: Job) -> bool:
+        """Have another thread run this, as soon as one is free; false when there is none, nor can be."""
         self._jobs.append(job)
-        self._call_one()
+        if self._call_one() or self._started:
+            return True
+        try:
+            self._jobs.remove(job)
+        except ValueError:  # somebody has taken it
+            return True
+        return False
 
     def step_down(self, tenure: "list[Job] | None") -> bool:
         """The caller, inside a request, is about to wait: true when it does not hold the loop (any more)."""
         if not tenure:
             return True  # never held it, or lost it meanwhile
-        if not self._resters and not self._unstarted:
+        if not self._resters and not self._start():
             return False  # nobody to take it
         self._relieve()
         return True
@@ -198,8 +217,10 @@ class Crew:
         self._ring()
 
     def _ring(self) -> None:
-        if self._bell.locked():  # only the monitor locks it, and at this moment it waits, or is about to
+        try:
             self._bell.release()
+        except RuntimeError:
+            pass  # somebody has called already, and the monitor is about to hear it
 
     # ---- the monitor -----------------------------------------------------------------------------------------------
     def _relieve(self) -> None:

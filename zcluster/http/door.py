@@ -66,8 +66,8 @@ class Door:
                 for fd in self._listeners:
                     self._shared.epoll.register(fd, select.EPOLLIN)
                 self._watching = True
+                self._tell_crowd(accepting=True)
         self.due = _NEVER
-        self._tell_crowd(accepting=True)
 
     def close(self) -> None:
         """Accept nothing more, whatever waits in the queues. From any thread."""
@@ -115,6 +115,10 @@ class Door:
             self._leave_for(self._shared.limits.defer_s)
         else:
             self._accept(fd)
+
+    def may_return(self) -> bool:
+        """Whether nobody has fewer connections any more than this worker, which has left the listeners for that."""
+        return self._deferring and self._shared.crowd is not None and not self._shared.crowd.fuller()
 
     def look_again(self) -> None:
         """The moment is over: one is taken from each listener if it still waits, and the others in their turn."""

@@ -21,12 +21,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from wsgiref.types import WSGIApplication
 
-from .connection import CLOSED, HEAD, IDLE, Connection
+from .connection import Connection
 from .crew import Crew, Relieved
 from .door import Door
 from .limits import Limits
 from .shared import Access, Crowd, Shared
 from .stats import Stats
+from .wire import CLOSED, HEAD, IDLE
 
 TICK_S = 0.2  # at most this between two ticks of an idle loop; under load no oftener
 EVENTS = 128  # per round: few enough that a round of fast requests does not delay a tick
@@ -158,7 +159,7 @@ class Engine:
         for _ in range(turns):
             connection = shared.again.popleft()
             self._guarded(connection, connection.take_turn)
-        if now >= self._door.due:
+        if now >= self._door.due or self._door.may_return():
             self._door.look_again()
         if now >= self._next_look:
             self._next_look = now + TICK_S

@@ -43,8 +43,8 @@ class Exchange:
 
     __slots__ = (
         "_chunked", "_connection", "_cpu_s", "_given", "_left", "_patient", "_shared", "_status_line", "_text",
-        "_trimmed", "bodiless", "body", "complete", "done", "ended", "environ", "flags", "sent", "sent_bytes",
-        "started", "stream", "tenure",
+        "_trimmed", "bodiless", "body", "complete", "done", "ended", "environ", "flags", "method", "path", "sent",
+        "sent_bytes", "started", "stream", "tenure",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +52,9 @@ class Exchange:
         stream: Stream | None = None,
     ) -> None:  # fmt: skip
         self.environ = environ
+        # Kept apart: an application may do with its environ what it likes, shift_path_info for one does.
+        self.method = environ["REQUEST_METHOD"]
+        self.path = environ["PATH_INFO"]
         self.flags = flags
         self.stream = stream  # the body, when it is still on its way
         self.tenure: list[Job] | None = None  # the list that says whether our thread still leads; None: it never did
@@ -102,7 +105,7 @@ class Exchange:
             if code == "204":
                 self._left = -1  # RFC 9110, 8.6: a 204 has no Content-Length
         else:
-            self.bodiless = self.environ["REQUEST_METHOD"] == "HEAD"
+            self.bodiless = self.method == "HEAD"
         self._status_line = line
         return self.write
 
@@ -229,7 +232,7 @@ class Exchange:
         if self.bodiless:
             pass
         elif self._chunked:
-            self._connection.write(b"0\r\n\r\n")
+            self._connection.write(b"0\r\n\r\n", whole=True)
         elif self._left > 0:
             failures.log(self, "gave %d bytes less than its Content-Length; the connection is cut", self._left)
             self._connection.cut = True
@@ -240,9 +243,7 @@ class Exchange:
     # ---- running ---------------------------------------------------------------------------------------------------
     def will_block(self) -> bool:
         """Does the predictor believe so?"""
-        return self._shared.crew.many and self._shared.predictor.is_slow(
-            self.environ["REQUEST_METHOD"], self.environ["PATH_INFO"]
-        )
+        return self._shared.crew.many and self._shared.predictor.is_slow(self.method, self.path)
 
     def may_wait(self) -> bool:
         """The client is slow: whether this thread may wait for it, instead of leaving the rest to a file."""
@@ -285,7 +286,7 @@ class Exchange:
                 line = self._status_line or failures.LINE_500
                 shared.access.note(self.environ, line, self._text, self.sent_bytes, self.ended - self.started)
         except Exception:  # a bug of ours must cost one connection, not the worker; logged and counted
-            failures.log_bug(self)
+            self.log.exception("internal error in the HTTP engine; this connection is cut. Please report it")
             shared.stats.failures += 1
             self._connection.cut = True
         if self.body is not None:
@@ -296,7 +297,7 @@ class Exchange:
 
     def _learn(self, now: float) -> None:
         """Tell the predictor what the application has just shown."""
-        shared, environ = self._shared, self.environ
+        shared = self._shared
         elapsed_s = now - self.started
         if elapsed_s < LONG_S:
             slow = False
@@ -312,7 +313,7 @@ class Exchange:
             shared.round_started, shared.round_cpu_s = now, cpu_s
             slow = is_slow(elapsed_s, elapsed_s - waited_s)
         if slow or shared.predictor.active:
-            shared.predictor.learn(environ["REQUEST_METHOD"], environ["PATH_INFO"], now, slow=slow)
+            shared.predictor.learn(self.method, self.path, now, slow=slow)
 
 
 def base_environ(

@@ -24,14 +24,9 @@ LINE_500: Final = "HTTP/1.1 500 Internal Server Error\r\n"
 
 def log(exchange: "Exchange", text: str, *args: object, error: BaseException | None = None) -> None:
     """An error of the application's, with the request it happened in."""
-    environ = exchange.environ
     line = "%s %s: the application " + text
-    exchange.log.error(line, environ["REQUEST_METHOD"], environ["RAW_URI"], *args, exc_info=error)
-
-
-def log_bug(exchange: "Exchange") -> None:
-    """An exception of our own code, inside `except`."""
-    exchange.log.exception("internal error in the HTTP engine; this connection is cut. Please report it")
+    target = exchange.environ.get("RAW_URI", exchange.path)
+    exchange.log.error(line, exchange.method, target, *args, exc_info=error)
 
 
 def ended_by(exchange: "Exchange", connection: "Connection", shared: "Shared", error: BaseException) -> None:
@@ -72,7 +67,7 @@ def _answer(exchange: "Exchange", connection: "Connection", shared: "Shared", st
     exchange.sent = True
     if shared.draining or (exchange.stream is not None and not exchange.stream.decoder.done):
         exchange.flags |= CLOSE
-    head_only = exchange.environ["REQUEST_METHOD"] == "HEAD"
+    head_only = exchange.method == "HEAD"
     with contextlib.suppress(BrokenPipeError):  # the client did not wait for its error either
         connection.write(plain_response(shared, status, exchange.flags, reason, head_only=head_only))
 

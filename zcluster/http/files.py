@@ -3,6 +3,8 @@
 Invariant: what is sent is what iterating over the wrapper would give, from the file's position on.
 """
 
+import inspect
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -39,13 +41,28 @@ class Part(NamedTuple):
 
 def part_of(wrapper: FileWrapper) -> Part | None:
     """The rest of a regular file behind its position, or None: it has to be read in the ordinary way."""
+    file = _plain(wrapper.file)
+    if file is None:
+        return None
     try:
-        fd = wrapper.file.fileno()
+        fd = file.fileno()
         found = os.fstat(fd)
-        offset = wrapper.file.tell()
-    except (AttributeError, OSError, ValueError, TypeError):  # io.UnsupportedOperation is two of these
+        if not stat.S_ISREG(found.st_mode) or not found.st_blocks:
+            return None  # a pipe; or one of /proc or /sys, which do not know their size (nor do they own a block)
+        offset = file.tell()
+        # A descriptor of its own: the application may close the file before its client has all of it.
+        return Part(os.dup(fd), offset, max(0, found.st_size - offset))
+    except (OSError, ValueError):  # closed; no descriptor left; what it is, reading it will tell
         return None
-    if not stat.S_ISREG(found.st_mode) or not isinstance(offset, int):
+
+
+def _plain(file: Any) -> io.FileIO | io.BufferedReader | io.BufferedRandom | None:
+    """The file of the standard library that `file.read` reads and that gives the bytes on the disk, or None.
+
+    To have a descriptor is not enough: gzip's and bz2's readers have one, and give other bytes than are in the file.
+    Wrappers that pass `read` on (tempfile's, Django's File) are seen through.
+    """
+    owner = getattr(inspect.unwrap(getattr(file, "read", None)), "__self__", None)  # type: ignore[arg-type]
+    if isinstance(owner, (io.BufferedReader, io.BufferedRandom)) and type(owner.raw) is not io.FileIO:
         return None
-    # A descriptor of its own: the application may close the file before its client has all of it.
-    return Part(os.dup(fd), offset, max(0, found.st_size - offset))
+    return owner if type(owner) in (io.FileIO, io.BufferedReader, io.BufferedRandom) else None

@@ -1,22 +1,26 @@
 """Which requests will block? Learned, as a processor learns which branches are taken.
 
 Invariant: memory and time are bounded whatever paths clients invent: the tables are of fixed size, entries are found
-by hash and may be shared. A wrong guess costs time, never correctness: a request believed fast that blocks is found
-by the monitor, one believed slow that is fast pays for a thread it did not need.
+by hash, and a new path takes the place of an old one. A wrong guess costs time, never correctness: a request believed
+fast that blocks is found by the monitor, one believed slow that is fast pays for a thread it did not need.
 
 Theory of operation. One small saturating counter per method and path, and coarser ones for paths never seen: the
 path with its numbers struck out, then its directory, then all paths unknown to these. The first that knows anything
 decides. A counter is 0 (knows nothing), 1..2 (fast) or 3..6 (slow): a slow request moves it up, a fast one down, so
-a single pause of the machine turns nobody slow, and a slow path must be fast four times in a row before it gets a
-chance to hold the loop again.
+a single pause of the machine turns no path slow that is known to be fast, and a slow path must be fast four times in
+a row before it gets a chance to hold the loop again. Beside each counter stands a tag, the rest of the hash: without
+it, paths that are new every time (/items/1, /items/2, ...) would fill the table within seconds, and each new one
+would be told what an unrelated one was.
 
 While nothing has ever been slow (`active` is false) there is nothing to ask and nothing to learn; when nothing has
 been slow for FORGET_S all is forgotten: the first request of a worker is often slow because it imports and compiles.
 """
 
 import re
+from array import array
 
-SIZE = 4096  # counters per table: 16 KiB in all, and a thousand slow paths rarely share one
+SIZE = 4096  # entries per table: 24 KiB in all, and of a thousand slow paths few push each other out
+PLACE, TAG = SIZE - 1, 0xFFF8  # an entry has 16 bits: 13 of the hash above its counter
 WEAK_SLOW, STRONG_SLOW, FAST, WEAK_FAST = 3, 6, 1, 2
 FORGET_S = 30.0
 # What makes a request slow. Waiting is what another thread can use: 1 ms of it in a request of at least 2 ms (a
@@ -24,7 +28,8 @@ FORGET_S = 30.0
 # be felt by the clients beside it.
 LONG_S, BLOCKED_S, HOG_S = 0.002, 0.001, 0.010
 
-_numbers = re.compile(r"[^/]*[0-9][^/]*").sub
+# Begins only where a segment does, and never goes back (*+): linear, on the longest path a client may send too.
+_numbers = re.compile(r"(?<![^/])[^/0-9]*+[0-9][^/]*").sub
 
 
 def is_slow(elapsed_s: float, cpu_s: float) -> bool:
@@ -44,20 +49,21 @@ class Predictor:
 
     def _forget(self) -> None:
         self.active = False
-        self._paths = bytearray(SIZE)
-        self._shapes = bytearray(SIZE)
-        self._trees = bytearray(SIZE)
+        self._paths = array("H", bytes(2 * SIZE))
+        self._shapes = array("H", bytes(2 * SIZE))
+        self._trees = array("H", bytes(2 * SIZE))
         self._unknown = 0
 
     def is_slow(self, method: str, path: str) -> bool:
         """What this request will be."""
         salt = hash(method)
-        known = self._paths[(hash(path) ^ salt) % SIZE]
-        if known:
+        key = hash(path) ^ salt
+        known = self._paths[key & PLACE] ^ (key >> 9 & TAG)  # as in `_counter`: every request comes by here
+        if 0 < known < 8:
             return known >= WEAK_SLOW
         shape, tree = _shape_and_tree(path)
         return (
-            self._shapes[(hash(shape) ^ salt) % SIZE] or self._trees[(hash(tree) ^ salt) % SIZE] or self._unknown
+            _counter(self._shapes, hash(shape) ^ salt) or _counter(self._trees, hash(tree) ^ salt) or self._unknown
         ) >= WEAK_SLOW
 
     def learn(self, method: str, path: str, now: float, *, slow: bool) -> None:
@@ -70,19 +76,29 @@ class Predictor:
             self._forget()
             return
         salt = hash(method)
-        index = (hash(path) ^ salt) % SIZE
-        known = self._paths[index]
-        moved = self._paths[index] = _move(known, slow)
-        if moved == known:
+        key = hash(path) ^ salt
+        known = self._paths[key & PLACE] ^ (key >> 9 & TAG)
+        if known == (STRONG_SLOW if slow else FAST):
             return  # saturated: the coarser ones have heard it
+        if known > 7:
+            known = 0
+        _set(self._paths, key, _move(known, slow))
         shape, tree = _shape_and_tree(path)
-        for table, key in ((self._shapes, shape), (self._trees, tree)):
-            index = (hash(key) ^ salt) % SIZE
-            was = table[index]
-            table[index] = _move(was, slow)
+        for table, key in ((self._shapes, hash(shape) ^ salt), (self._trees, hash(tree) ^ salt)):
+            was = _counter(table, key)
+            _set(table, key, _move(was, slow))
             if was:
                 return  # a path of a kind that is known says nothing about unknown ones
         self._unknown = _move(self._unknown, slow)
+
+
+def _counter(table: "array[int]", key: int) -> int:
+    counter = table[key & PLACE] ^ (key >> 9 & TAG)  # what is left when the tags are the same
+    return counter if counter < 8 else 0
+
+
+def _set(table: "array[int]", key: int, counter: int) -> None:
+    table[key & PLACE] = key >> 9 & TAG | counter
 
 
 def _move(counter: int, slow: bool) -> int:

@@ -44,7 +44,7 @@ class Stats:
     def slow(self, now: float, older_than_s: float, most: int) -> list[tuple[str, str, float]]:
         """Method, path and age of those that have been in it for longer, the oldest first, at most so many."""
         found = [
-            (str(request.environ["REQUEST_METHOD"]), str(request.environ["PATH_INFO"]), now - request.started)
+            (request.method, request.path, now - request.started)
             for request in self._running()
             if now - request.started > older_than_s
         ]

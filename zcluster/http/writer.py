@@ -90,18 +90,25 @@ class Writer:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        self.broken = True
+        """For the thread that writes a response: it learns of it as PEP 3333's applications do."""
+        self.lose(error)
         if isinstance(error, SpoolError):
-            self.cut = True
-            self._shared.log.error(
-                "a response cannot be spooled to a temporary file: %s; free space in TMPDIR", error
-            )
             raise BrokenPipeError("the response could not be kept") from None
         if isinstance(error, ShortFile):
-            self.cut = True
-            self._shared.log.error("a file became shorter while it was sent; the connection is cut")
             raise BrokenPipeError("the file became shorter while it was sent") from None
-        raise BrokenPipeError("the client has gone") from None  # reset, timed out, unreachable: all the same to us
+        raise BrokenPipeError("the client has gone") from None
+
+    def lose(self, error: Exception) -> None:
+        """Nothing more can be written, because of this; if it is on our side, the operator is told."""
+        self.broken = True
+        log = self._shared.log
+        if isinstance(error, SpoolError):
+            self.cut = True
+            log.error("a response cannot be spooled to a temporary file: %s; free space in TMPDIR", error)
+        elif isinstance(error, ShortFile):
+            self.cut = True
+            log.error("a file became shorter while it was sent; the connection is cut")
+        # else reset, timed out, unreachable: all the same to us
 
     def _make_room(self, out: Outbox) -> None:
         """Before another block is added: the client has taken enough, or the rest goes to a file."""

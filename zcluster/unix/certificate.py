@@ -19,7 +19,7 @@ FILE_MAX_BYTES: Final = 1 << 20  # a long chain has 20 KiB; whoever names a disk
 
 _WHY: Final = {
     "KEY_VALUES_MISMATCH": "the key does not belong to the certificate; the server's own stands first in a chain",
-    "NO_CERTIFICATE_ASSIGNED": "the key does not belong to the first certificate in it; the server's own stands first",
+    "NO_CERTIFICATE_ASSIGNED": "the key does not belong to the first certificate in it, which must be the server's",
     "EE_KEY_TOO_SMALL": "the key is too short to be safe; make one of RSA 2048 or EC P-256 at least",
     "CA_MD_TOO_WEAK": "it is signed with an outdated digest; have it signed with SHA-256",
     "BAD_BASE64_DECODE": "it is damaged: this is not the Base64 of PEM",

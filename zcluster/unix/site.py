@@ -18,7 +18,7 @@ import msgspec
 
 from zcluster.config import Config
 from zcluster.errors import SpawnError
-from zcluster.unix import leash, ledgerfile, listen, rundir
+from zcluster.unix import leash, ledgerfile, listen, logfile, rundir
 from zcluster.unix.cpus import available_cpus
 from zcluster.unix.ledgerfile import LedgerFile
 from zcluster.unix.listen import Listener
@@ -80,7 +80,11 @@ class Site:
 
 def prepare(config: Config) -> Site:
     """Take what the cluster needs. Raises SpawnError naming what the machine refuses, and what to give instead."""
-    config = msgspec.structs.replace(config, workers=config.workers or available_cpus())
+    config = msgspec.structs.replace(
+        config,
+        workers=config.workers or available_cpus(),
+        access_logfile=logfile.settle(config.access_logfile),
+    )
     _raise_fd_limit()
     base = Path(config.run_dir) if config.run_dir else None
     try:
