@@ -24,13 +24,15 @@ START_TIMEOUT_S = 30.0
 PROGRESS_S = 0.25
 
 
-def client(port: int, until: float, tell: Connection) -> None:
+def client(port: int, seconds: float, tell: Connection) -> None:
     """Keep-alive requests until the time is up; a connection that a dying worker took along is opened again."""
     import socket
 
     request = b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n"
     responses = refused = broken = 0
-    said = 0.0
+    tell.send((responses, refused, broken))  # here we are: an interpreter takes its time to start
+    said = time.monotonic()
+    until = said + seconds
     while time.monotonic() < until:
         try:
             with socket.create_connection(("127.0.0.1", port), 5.0) as sock:
@@ -100,19 +102,22 @@ def run(server: "subprocess.Popen[bytes]", name: str, options: argparse.Namespac
     print(line.strip(), flush=True)
     port, workers = int(found[1]), int(found[2])
 
-    started = time.monotonic()
-    until = started + options.seconds
-    kill_at = [started + options.seconds * (i + 1) / (options.kills + 1) for i in range(options.kills)]
     pipes, clients = [], []
     context = multiprocessing.get_context("spawn")
     for _ in range(options.clients):
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=client, args=(port, until, theirs), daemon=True)
+        process = context.Process(target=client, args=(port, options.seconds, theirs), daemon=True)
         process.start()
         theirs.close()
         clients.append(process)
         pipes.append(ours)
-    counts = dict.fromkeys(pipes, (0, 0, 0))
+    counts = {}
+    for pipe in pipes:
+        if not pipe.poll(START_TIMEOUT_S):
+            raise RuntimeError("a client did not start")
+        counts[pipe] = pipe.recv()
+    started = time.monotonic()
+    kill_at = [started + options.seconds * (i + 1) / (options.kills + 1) for i in range(options.kills)]
     killed: list[int] = []
     shown = 0.0
     open_pipes = set(pipes)
@@ -148,7 +153,7 @@ def report(
     deadline = time.monotonic() + 10
     while True:
         state = zcluster("ps", "--json", "--name", name)
-        ready = [w for w in state["workers"] if w["state"] == "ready"]
+        ready = [w for w in state["workers"] if w["state"] == "ready" and w["pid"] not in killed]
         if len(ready) == workers or time.monotonic() > deadline:
             break
     replacements = sum(w["restarts"] for w in ready)

@@ -27,7 +27,7 @@ def connect(run_dir):
     links = []
 
     def make(**options):
-        options.setdefault("heartbeat_s", 0.2)
+        options.setdefault("heartbeat_s", 1.0)
         link = Link(str(run_dir), lambda name: Hello(name, "worker", os.getpid()), **options)
         links.append(link)
         return link

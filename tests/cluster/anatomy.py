@@ -1,13 +1,12 @@
 """A cluster seen through the kernel's eyes: which processes it has, by name and parent, whatever its bus says."""
 
-import os
 import signal
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import Running, wait_for
+from harness import Running, send, wait_for
 
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.process import is_alive, processes
@@ -81,10 +80,7 @@ def kill(*pids, number=signal.SIGKILL):
     kill(2) returns before a SIGSTOP has stopped anything (the victim may still take a connection): we wait for that.
     """
     for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
+        send(pid, number)
     if number == signal.SIGSTOP:
         wait_for(lambda: all(stopped(pid) for pid in pids), what="all of them are stopped")
 
@@ -153,7 +149,11 @@ def whole(cluster, workers, without=(), timeout_s=PATIENCE_S):
         if sorted(ready(cluster)) != list(range(workers)):  # costs nothing; `ps` is a process
             last["why"] = f"ready are {ready(cluster)} of {seen}"
             return None
-        ps = cluster.ps()
+        try:
+            ps = cluster.ps()
+        except AssertionError as error:  # the next master may not have come so far as to answer
+            last["why"] = str(error)
+            return None
         there = ps["workers"]
         agreed = (
             [w["slot"] for w in there] == list(range(workers))

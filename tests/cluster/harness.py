@@ -4,8 +4,10 @@ A `Running` leaves nothing behind: `close` kills what a test has left and then a
 file or socket of it exists any more.
 """
 
+import http.client
 import json
 import os
+import random
 import re
 import select
 import shutil
@@ -17,13 +19,14 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from signal import SIGTERM  # the class below has a method `signal`
 
 APPS = Path(__file__).parent.parent / "apps"
 ZCLUSTER = [sys.executable, "-m", "zcluster"]
 READY = re.compile(r"zcluster: ready on (\S+) \((\d+) workers, master (\d+)\)")
+KEPT_MAX = 64  # connections that `answers_until` keeps open: far below any limit of descriptors
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 15.0, what: str = "") -> object:
@@ -38,6 +41,44 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 15.0, what: str
         select.select([], [], [], 0.005)
 
 
+def answers_until(address: tuple[str, int], done: Callable[[bytes], bool], path: str = "/") -> None:
+    """Ask until `done(body)`, each time on a connection of its own that stays open.
+
+    For tests that want an answer of a certain worker, or of all: nobody promises which idle worker accepts, but one
+    that has many connections leaves the next to the others.
+    """
+    with ExitStack() as kept:
+        asked = 0
+
+        def once() -> bool:
+            nonlocal asked
+            asked += 1
+            if asked % KEPT_MAX == 0:
+                kept.close()
+            connection = kept.enter_context(closing(http.client.HTTPConnection(*address, timeout=15)))
+            connection.request("GET", path)
+            return done(connection.getresponse().read())
+
+        wait_for(once, what="an answer of the one that is wanted")
+
+
+def lonely_host() -> str:
+    """A loopback address that nobody else uses: a port on it is still free when it has been given back."""
+    return f"127.{random.randrange(1, 255)}.{random.randrange(256)}.{random.randrange(1, 255)}"
+
+
+def free_port() -> int:
+    """A TCP port that is free on all addresses, and that the kernel gives to nobody who asks for any port."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(lowest // 2, lowest)
+        try:
+            socket.create_server(("0.0.0.0", port)).close()
+        except OSError:
+            continue
+        return port
+
+
 class Running:
     """A cluster started with `zcluster run`, in a run directory of its own."""
 
@@ -48,7 +89,9 @@ class Running:
         """`workers` None, `bind` "": not given. `prefix`: a command that execs the rest. `popen`: its keywords."""
         self.own_base = base is None
         self.base = base or Path(tempfile.mkdtemp(prefix="zct-", dir="/dev/shm"))
-        periods = ["--heartbeat=0.1", "--hang-timeout=3", "--ledger-tick=0.05", "--dump-grace=0.2"] if fast else []
+        # The hang timeout is no tenth of its default: on a machine with ten tests at once a process may not run for
+        # a second; whoever tests the judgement of hanging workers says how long it shall take.
+        periods = ["--heartbeat=0.1", "--hang-timeout=6", "--ledger-tick=0.05", "--dump-grace=0.2"] if fast else []
         self.log_path = Path(tempfile.mkstemp(prefix="zct-", suffix=".log")[1])
         given = [f"--bind={bind}"] if bind else []
         given += [f"--workers={workers}"] if workers is not None else []
@@ -64,7 +107,11 @@ class Running:
         self.url = ""
         self.name = app.partition(":")[0]
         if wait:
-            self.wait_ready()
+            try:
+                self.wait_ready()
+            except BaseException:  # nobody else knows of us yet
+                self.remove()
+                raise
 
     # ---- what it says ----------------------------------------------------------------------------------------------
     @property
@@ -160,6 +207,8 @@ class Running:
     def close(self) -> None:
         """End it, and assert that nothing is left."""
         try:
+            for pid in self.processes():
+                send(pid, signal.SIGCONT)  # a test that failed may have left some of it stopped
             if self.process.poll() is None:
                 self.signal(signal.SIGTERM)
                 try:
@@ -167,13 +216,18 @@ class Running:
                 except subprocess.TimeoutExpired:
                     pass
             left = self.left_over()
-            for pid in self.processes():
-                os.kill(pid, signal.SIGKILL)
-            self.process.wait(5)
-            if self.process.stdout is not None:
-                self.process.stdout.close()
             assert not left, f"left behind: {left}\nlog:\n{self.log}"
         finally:
+            self.remove()
+
+    def remove(self) -> None:
+        """Kill what there is of it, and remove its files."""
+        try:
+            wait_for(lambda: not [send(pid, signal.SIGKILL) for pid in self.processes()], what="all of it is dead")
+            self.process.wait(5)
+        finally:
+            if self.process.stdout is not None:
+                self.process.stdout.close()
             if self.own_base:
                 shutil.rmtree(self.base, ignore_errors=True)
             self.log_path.unlink(missing_ok=True)
@@ -184,6 +238,14 @@ class Running:
         except AssertionError:
             return [f"{pid}: {Path(f'/proc/{pid}/cmdline').read_bytes()[-200:]!r}" for pid in self.processes()]
         return []
+
+
+def send(pid: int, number: int) -> None:
+    """Signal a process that may have gone meanwhile."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
 
 
 def marked(mark: str) -> Iterator[int]:

@@ -56,6 +56,7 @@ class Load:
                     with self._lock:
                         self.refused += 1
                     connection = None
+                    self._stop.wait(0.005)  # there is nobody to load, and others need the machine
                     continue
             with self._lock:
                 self.attempted += 1

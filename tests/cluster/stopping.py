@@ -3,6 +3,7 @@
 import contextlib
 import re
 import signal
+import time
 from pathlib import Path
 
 from harness import running, wait_for
@@ -34,15 +35,20 @@ def ask(cluster, path):
 
 
 def answer(sock):
-    """The whole answer to the request on this connection; returns its body."""
-    data = b""
+    """The whole answer to the request on this connection, which is closed then; returns its body."""
     with sock:
-        while not (found := re.search(rb"\r\nContent-Length: (\d+)\r\n(?:.*\r\n)?\r\n", data, re.DOTALL)) or len(
-            data
-        ) < found.end() + int(found[1]):
-            part = sock.recv(4096)
-            assert part, f"closed after {data!r}"
-            data += part
+        return next_answer(sock)
+
+
+def next_answer(sock):
+    """The same on a connection that stays open."""
+    data = b""
+    while not (found := re.search(rb"\r\nContent-Length: (\d+)\r\n(?:.*\r\n)?\r\n", data, re.DOTALL)) or len(
+        data
+    ) < found.end() + int(found[1]):
+        part = sock.recv(4096)
+        assert part, f"closed after {data!r}"
+        data += part
     assert data.startswith(b"HTTP/1.1 200 OK\r\n"), data
     return data[found.end() :]
 
@@ -70,16 +76,26 @@ class Held:
 
     def hold(self, number):
         """Ask until so many workers hold a request; returns the connections (one worker may have got several)."""
-        socks = []
+        socks, asked_at = [], 0.0
 
         def all_hold():
-            held = len(list(self.folder.glob("held-*")))
-            if held < number and len(socks) <= 2 * held:  # idle workers race for each, busy ones do not
+            nonlocal asked_at
+            held = [path.name.split("-")[1] for path in self.folder.glob("held-*")]
+            if len(set(held)) >= number:
+                return True
+            # Idle workers race for each. When all are held the next may come; or when one waits behind another.
+            if len(socks) <= len(held) or time.monotonic() > asked_at + 0.2:
                 socks.append(ask(self.cluster, "/hold"))
-            return held >= number
+                asked_at = time.monotonic()
+            return False
 
         wait_for(all_hold)
         return socks
+
+    @property
+    def pids(self):
+        """The workers that hold requests."""
+        return {int(path.name.split("-")[1]) for path in self.folder.glob("held-*")}
 
     def go(self):
         (self.folder / "go").touch()

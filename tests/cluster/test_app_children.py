@@ -171,7 +171,7 @@ def test_a_child_that_returns_in_the_middle_of_a_response(cluster, seen, before,
 
 def test_a_child_that_lives_on(cluster, seen, before):
     """The client sees the end of its connection all the same; so do later clients."""
-    with cluster.connect(timeout_s=5.0) as sock:
+    with cluster.connect(timeout_s=15.0) as sock:
         sock.sendall(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         data = b""
         while more := sock.recv(65536):  # socket.timeout if the child kept it open

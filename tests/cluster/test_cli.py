@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from anatomy import kill
 from handle_rig import HERE, ROOT, get
 
 from zcluster.cli import main
@@ -37,7 +38,7 @@ def test_run_ps_counters_stop(launch, zcluster):
     assert zcluster("counters").stdout == "requests  3\n"
     assert json.loads(zcluster("counters", "--json").stdout) == {"requests": 3}
     zcluster("stop", "--wait")
-    assert process.wait(10) == 0
+    assert process.wait(20) == 0
     assert process.stdout.read() == ""
 
 
@@ -45,7 +46,7 @@ def test_stop_quick_returns_at_once(launch, zcluster):
     """Without --wait the order is given, and the cluster ends by itself."""
     process = launch()
     zcluster("stop", "--quick")
-    assert process.wait(10) == 0
+    assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
@@ -53,7 +54,7 @@ def test_signals_end_it_cleanly(launch, number):
     """TERM, INT and QUIT to the launcher: exit code 0."""
     process = launch()
     process.send_signal(number)
-    assert process.wait(10) == 0
+    assert process.wait(20) == 0
 
 
 def test_no_cluster_is_running(zcluster, run_dir):
@@ -76,11 +77,11 @@ def test_a_master_that_does_not_answer(launch, zcluster):
     """After 5 s the operator reads that it is so, and what to do; CONT, and all is well."""
     process = launch()
     master = json.loads(zcluster("ps", "--json").stdout)["master_pid"]
-    os.kill(master, signal.SIGSTOP)
+    kill(master, number=signal.SIGSTOP)
     try:
         said = error_line(zcluster("ps", code=4))
     finally:
-        os.kill(master, signal.SIGCONT)
+        kill(master, number=signal.SIGCONT)
     assert "did not answer within 5 s" in said
     assert f"kill -TERM {process.pid}" in said
     assert zcluster("counters").stdout == "requests  0\n"

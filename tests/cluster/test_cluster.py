@@ -94,10 +94,25 @@ def test_a_killed_worker_is_told_and_replaced(options):
 def test_wait_for_an_event_gives_its_worker(options):
     """By name it is the next such event, and its worker comes back; an unknown name is refused."""
     with Cluster("small_app:app", **options) as cluster:
-        timer = threading.Timer(0.2, cluster.workers[2].kill, [signal.SIGKILL])
-        timer.start()
-        assert cluster.wait_for("exit").id == 2
-        timer.join()
+        first = cluster.workers[1]
+        first.kill(signal.SIGKILL)
+        cluster.wait_for(first.is_dead)  # its exit has been: no wait for the next one ends with it
+        heard = threading.Event()
+
+        def kill_until_heard():  # nobody can see from outside that somebody waits: one exit may come too early
+            while not heard.wait(0.2):
+                for worker in cluster.workers.values():
+                    worker.kill(signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_until_heard)
+        killer.start()
+        try:
+            dead = cluster.wait_for("exit")
+        finally:
+            heard.set()
+            killer.join()
+        assert dead.id != first.id
+        assert (dead.is_dead(), dead.signal) == (True, signal.SIGKILL)
         with pytest.raises(ClusterError, match="no event 'exti'; events are setup, fork"):
             cluster.wait_for("exti")
         with pytest.raises(ClusterError, match="no event 'exti'"):
@@ -190,7 +205,7 @@ def test_a_taken_name_is_refused_and_the_first_untouched(options):
             Cluster.attach(run_dir=options["run_dir"])
         assert Cluster.attach("small_app-2", run_dir=options["run_dir"]).stop() == 0
         assert get(one.url)
-        assert two.wait(10) == 0
+        assert two.wait(20) == 0
 
 
 def test_nonsense_is_refused_before_anything_is_started():
@@ -242,8 +257,7 @@ def test_a_callable_that_lives_in_memory_only(options, caplog):
     finally:
         release.set()
         thread.join()
-    assert len(caplog.records) == 1
-    assert "busy-bee" in caplog.text
+    assert len([record for record in caplog.records if "busy-bee" in record.getMessage()]) == 1
 
 
 def test_an_app_in_memory_cannot_reach_the_programs_files(options, tmp_path):
@@ -364,7 +378,7 @@ def test_a_launcher_that_is_killed_ends_the_handle(options, run_dir):
     cluster = Cluster("small_app:app", **options, name="again").start()
     workers = [(worker.pid, start_time(worker.pid)) for worker in cluster.workers.values()]
     os.kill(cluster.snapshot()["launcher_pid"], signal.SIGKILL)
-    assert cluster.wait(10) == 128 + signal.SIGKILL
+    assert cluster.wait(20) == 128 + signal.SIGKILL
     with pytest.raises(ClusterError, match="the cluster has ended"):
         cluster.wait_for(lambda: False, timeout_s=5)
     cluster.close()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import ZCLUSTER, marked, wait_for
+from harness import ZCLUSTER, answers_until, marked, send, wait_for
 
 from zcluster.unix import rundir
 
@@ -65,6 +65,15 @@ class Script:
         assert found, text
         return found
 
+    def pid_in(self, body):
+        """Who gave this answer."""
+        return int(self.answers.fullmatch(body.decode())[1])
+
+    @property
+    def address(self):
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return host, int(port)
+
     def ended(self):
         """See it end well and leave nothing; returns the rest of its output."""
         assert self.process.wait(20) == 0, self.log
@@ -84,7 +93,7 @@ def script(name):
             yield example
         finally:
             for pid in marked(f"ZCT_MARK={folder}"):
-                os.kill(pid, signal.SIGKILL)
+                send(pid, signal.SIGKILL)
             if example is not None:
                 example.process.wait(20)
                 example.process.stdout.close()
@@ -94,13 +103,13 @@ def test_hello_as_a_script():
     """It prints the death of a worker that is killed; Ctrl-C ends it without a traceback."""
     with script("hello") as hello:
         pids = set()
-        wait_for(lambda: pids.add(int(hello.get()[1])) or len(pids) == hello.workers)
+        answers_until(hello.address, lambda body: pids.add(hello.pid_in(body)) or len(pids) == hello.workers)
         victim = pids.pop()
         os.kill(victim, signal.SIGKILL)
         assert hello.line() == f"Worker {victim} died. (killed by signal SIGKILL)\n"
         said = rf"Worker {victim} died\. signal SIGKILL; replacing it in slot \d now"
         wait_for(lambda: re.search(said, hello.log), what=said)
-        wait_for(lambda: int(hello.get()[1]) not in {victim, *pids})
+        answers_until(hello.address, lambda body: hello.pid_in(body) not in {victim, *pids})
         hello.process.send_signal(signal.SIGINT)
         assert len(hello.ended()) == hello.workers  # each has left, and that is told
 

@@ -18,9 +18,15 @@ def test_an_idle_cluster_rests(app):
     """Ready, and after a request: no process takes more than a tenth of a core; one that spins takes all of it."""
     with running(app, fast=False) as cluster:
         cluster.get("/")
-        before = {pid: cpu_s(pid) for pid in cluster.processes()}
-        until = time.monotonic() + 1.0
-        wait_for(lambda: time.monotonic() >= until)
-        used = {pid: cpu_s(pid) - start for pid, start in before.items()}
-        assert len(used) == 5  # launcher, master, zygote, two workers
-        assert max(used.values()) < 0.1, used
+        seconds = []
+
+        def rests():  # the first second may yet see the end of the start
+            before = {pid: cpu_s(pid) for pid in cluster.processes()}
+            begun = time.monotonic()
+            wait_for(lambda: time.monotonic() >= begun + 1.0)
+            used = {pid: cpu_s(pid) - start for pid, start in before.items()}
+            seconds.append(used)
+            assert len(used) == 5  # launcher, master, zygote, two workers
+            return max(used.values()) < 0.1 * (time.monotonic() - begun)
+
+        wait_for(rests, 4.0, f"a second of rest in {seconds}")

@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from anatomy import gone, kill, see
+from anatomy import gone, kill, ready, see
 from harness import running, wait_for
 from observer import Observer
 
@@ -141,21 +141,29 @@ def test_counting_at_import(hazard, noted):
         assert cluster.counters() == {"requests": 3}
 
 
-def test_an_import_that_never_ends(hazard, noted):
-    """Dumped, killed, tried again, and after three attempts exit 3; the log names the line: in zygote and worker."""
-    options = ("--boot-timeout=1.5", "--dump-grace=0.1")
-    with (
-        hazard("endless", *options, wait=False) as preloading,
-        hazard("endless-in-worker", "--no-preload", *options, wait=False, workers=1) as importing,
-    ):
-        log = preloading.ended(code=3)
-        assert "in never_ending_import" in log, log
-        assert len(re.findall(r"zygote .* died\. .* \(its import took longer than the boot timeout\)", log)) == 3, log
-        log = importing.ended(code=3)
-        assert "in never_ending_import" in log, log
-        assert re.search(r"Worker \d+ died\. signal SIGKILL \(boot timeout\); next attempt in 0\.\d s", log), log
-        assert len(re.findall(r"Worker .* died\. .* \(boot timeout\)", log)) == 3, log
-    assert 2 <= len(noted("imports")) <= 6  # a busy machine may not come that far in time, but once
+def endless(hazard, *arguments):
+    """The log of a start that cannot end, with a boot time-out in which this machine comes as far as the import."""
+    for boot_s in (1.5, 8.0):
+        with hazard(*arguments, f"--boot-timeout={boot_s}", "--dump-grace=0.1", workers=1, wait=False) as cluster:
+            log = cluster.ended(40.0, code=3)
+        if log.count("in never_ending_import") == 3:
+            break
+    return log
+
+
+def test_an_import_that_never_ends(hazard):
+    """Dumped, killed, tried again, and after three attempts exit 3; the log names the line."""
+    log = endless(hazard, "endless")
+    assert "in never_ending_import" in log, log
+    assert len(re.findall(r"zygote .* died\. .* \(its import took longer than the boot timeout\)", log)) == 3, log
+
+
+def test_an_import_that_never_ends_in_a_worker(hazard):
+    """The same without a zygote that imports."""
+    log = endless(hazard, "endless-in-worker", "--no-preload")
+    assert "in never_ending_import" in log, log
+    assert re.search(r"Worker \d+ died\. signal SIGKILL \(boot timeout\); next attempt in 0\.\d s", log), log
+    assert len(re.findall(r"Worker .* died\. .* \(boot timeout\)", log)) == 3, log
 
 
 def test_workers_that_die_at_import(hazard, noted):
@@ -183,9 +191,8 @@ def test_one_slot_in_a_crash_loop(hazard, noted, tmp_path):
         found = [float(pause) for pause in re.findall(pauses, cluster.log)[:4]]
         for number, pause in enumerate(found):  # 0.1 s doubled each time, less up to a half
             assert 0.1 * 2**number / 2 - 0.06 < pause < 0.1 * 2**number + 0.06, found
-        ps = cluster.ps()
-        cluster.url = ps["url"]
-        assert [(w["slot"], w["state"]) for w in ps["workers"] if w["state"] == "ready"] == [(0, "ready")]
+        wait_for(lambda: [w["slot"] for w in cluster.workers()] == [0], what="the other slot has a ready worker")
+        cluster.url = cluster.ps()["url"]
         assert int(cluster.get("/")) > 0
         (tmp_path / "repaired").touch()
         cluster.wait_ready()
@@ -196,6 +203,7 @@ def test_degraded_when_stopped(hazard):
     """A stop while a slot cannot be kept running: orderly, but exit 5 tells the operator."""
     with hazard("slot-1-dies", "--no-preload", wait=False) as cluster:
         cluster.wait_log("while starting; next attempt in 0.[2-9] s")
+        wait_for(lambda: 0 in ready(cluster), what="the other slot has a ready worker")
         log = cluster.ended(code=5, number=signal.SIGTERM)
     assert "stopped while not all workers could be kept running" in log
 
@@ -265,7 +273,7 @@ def test_a_thread_that_never_ends(hazard, noted):
         begun = time.monotonic()
         log = cluster.ended(number=signal.SIGTERM)
         took = time.monotonic() - begun
-    assert 0.9 < took < 5, took
+    assert 0.9 < took < 15, took  # far from the 30 s of the default
     assert re.search(
         rf"Worker {pid} died\. signal SIGKILL \(drain timeout\); not replaced: the cluster is stopping", log
     )

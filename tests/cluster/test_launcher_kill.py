@@ -11,9 +11,14 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from anatomy import address_of, kill, ledger, ready, see, service, start_again
-from harness import APPS, marked, running, wait_for
+from harness import APPS, lonely_host, marked, running, wait_for
 
-GONE_S = 5.0  # what DESIGN promises for the default time-outs
+# DESIGN promises 5 s for the default time-outs; twice that is for the other tests on the machine. What they took is
+# printed, and what must not be waited for, such as the 30 s of a graceful stop, is far longer.
+GONE_S = 10.0
+MOVES = (
+    10  # a worker whose tick stands still while the others' have moved so often is stuck, however busy the machine
+)
 
 
 @contextmanager
@@ -43,27 +48,32 @@ def ticks(cluster):
 
 
 def stuck(cluster):
-    """Wait for a worker whose Python does not run any more; returns its pid."""
+    """Wait for the one worker whose Python does not run any more; returns its pid."""
+    last, moves = ticks(cluster), dict.fromkeys(ticks(cluster), 0)
 
     def look():
-        before = ticks(cluster)
-        wait_for(lambda: sum(now != before[pid] for pid, now in ticks(cluster).items()) >= len(before) - 1)
-        begun = time.monotonic()
-        while time.monotonic() < begun + 0.3 and any(ticks(cluster)[pid] == before[pid] for pid in before):
-            os.sched_yield()
-        return [pid for pid, now in ticks(cluster).items() if now == before[pid]]
+        for pid, now in ticks(cluster).items():
+            if now != last[pid]:
+                last[pid] = now
+                moves[pid] += 1
+        still = [pid for pid, number in moves.items() if number == 0]
+        if all(number >= MOVES for number in moves.values() if number):
+            if len(still) == 1:
+                return still[0]
+            moves.update(dict.fromkeys(moves, 0))  # it was not stuck yet
+        return None
 
-    return wait_for(look, what="a worker is stuck")[0]
+    return wait_for(look, what="a worker is stuck")
 
 
 def start_same(cluster, name, *options, **more):
-    """The next start of the same name on the same port."""
+    """The next start of the same name on the same port, which is free: the first one's host is its alone."""
     return start_again(cluster, "faults:app", f"--name={name}", *options, bind=address_of(cluster), **more)
 
 
 def test_the_launcher_is_killed():
     """An idle cluster is gone at once; its name and port are free."""
-    with running("faults:app", "--name=idle", workers=2) as cluster:
+    with running("faults:app", "--name=idle", workers=2, bind=f"{lonely_host()}:0") as cluster:
         cluster.get("/many?7")
         kill(cluster.process.pid)
         died_at = time.monotonic()
@@ -84,7 +94,9 @@ def test_the_launcher_is_killed_over_stuck_workers(tmp_path, wait_first):
     """One worker in C code, one stopped, a checkpoint service: gone after 5 s, or the next start sees to it."""
     state = f"--state={tmp_path / 'state'}"
     with (
-        running("faults:app", "--name=stuck", state, "--hang-timeout=60", workers=3) as cluster,
+        running(
+            "faults:app", "--name=stuck", state, "--hang-timeout=60", workers=3, bind=f"{lonely_host()}:0"
+        ) as cluster,
         asking(cluster, "/regex"),
     ):
         in_regex = stuck(cluster)
@@ -109,13 +121,16 @@ def test_the_launcher_is_killed_over_stuck_workers(tmp_path, wait_first):
 
 def test_launcher_and_master_are_killed_together():
     """The leash: workers in C code and stopped ones are gone at once, without anybody to kill them."""
-    with running("faults:app", "--hang-timeout=60", workers=3) as cluster, asking(cluster, "/regex"):
+    with (
+        running("faults:app", "--hang-timeout=60", workers=3, bind=f"{lonely_host()}:0") as cluster,
+        asking(cluster, "/regex"),
+    ):
         in_regex = stuck(cluster)
         seen = see(cluster)
         kill(*(pid for pid in seen.worker_pids if pid != in_regex), seen.zygote, number=signal.SIGSTOP)
         kill(cluster.process.pid, seen.master)
         died_at = time.monotonic()
-        wait_for(lambda: not cluster.processes(), 1.0, "nothing is left")
+        wait_for(lambda: not cluster.processes(), GONE_S, "nothing is left")  # nobody else could end them
         print(f"gone {time.monotonic() - died_at:.3f} s after launcher and master")
         again = start_same(cluster, "faults", workers=1)
         try:
@@ -126,7 +141,10 @@ def test_launcher_and_master_are_killed_together():
 
 def test_what_nobody_could_end_is_killed_by_the_next_start():
     """A stopped master holds the leash of a stuck worker: the next start waits 5 s for both, kills them, says so."""
-    with running("faults:app", "--name=halted", "--hang-timeout=60", workers=2) as cluster, asking(cluster, "/regex"):
+    with (
+        running("faults:app", "--name=halted", "--hang-timeout=60", workers=2, bind=f"{lonely_host()}:0") as cluster,
+        asking(cluster, "/regex"),
+    ):
         in_regex, seen = stuck(cluster), see(cluster)
         kill(cluster.process.pid)
         cluster.wait()

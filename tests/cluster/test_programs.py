@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from anatomy import ready
-from harness import READY, running, wait_for
+from harness import READY, answers_until, free_port, running, wait_for
 from load import Load
 
 from zcluster.unix import rundir
@@ -43,7 +43,7 @@ def answer_on(sock):
 
 def kill_and_see_replaced(cluster, victim):
     """SIGKILL one worker of `ps`: what is logged, and who takes its slot. Returns the replacement."""
-    before = {worker["pid"]: worker for worker in cluster.workers()}
+    before = {worker["pid"]: worker for worker in cluster.ps()["workers"]}
     os.kill(victim["pid"], signal.SIGKILL)
     cluster.wait_log(DIED.format(**victim))
     wait_for(lambda: ready(cluster).get(victim["slot"], victim["pid"]) != victim["pid"])
@@ -62,15 +62,15 @@ def test_hello():
         assert len(pids) == 3
         seen = Tally()
 
-        def all_seen():
-            seen[int(HELLO.fullmatch(cluster.get())[1])] += 1
+        def all_seen(body):
+            seen[int(HELLO.fullmatch(body.decode())[1])] += 1
             return set(seen) == pids
 
-        wait_for(all_seen, what=f"an answer of each of {pids}")
+        answers_until(cluster.address, all_seen)
         victim = next(worker for worker in cluster.workers() if worker["slot"] == 1)
         new = kill_and_see_replaced(cluster, victim)
         assert {worker["pid"] for worker in cluster.workers()} == pids - {victim["pid"]} | {new["pid"]}
-        wait_for(lambda: int(HELLO.fullmatch(cluster.get())[1]) == new["pid"], what="an answer of the replacement")
+        answers_until(cluster.address, lambda body: int(HELLO.fullmatch(body.decode())[1]) == new["pid"])
         assert cluster.log.count(f"Worker {victim['pid']} died.") == 1
         cluster.end()
 
@@ -188,8 +188,7 @@ def ready_line(cluster):
 
 def test_variables_of_hosting_services():
     """WEB_CONCURRENCY and PORT stand in for options that are not given."""
-    with socket.create_server(("0.0.0.0", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     env = {"WEB_CONCURRENCY": "3", "PORT": str(port)}
     with running("hello:app", workers=None, bind="", env=env, wait=False) as cluster:
         assert ready_line(cluster) == (f"http://0.0.0.0:{port}", 3)
@@ -238,7 +237,7 @@ def test_commands_among_several():
         assert one.command_line("counters", "--name", "two").stdout == "requests  1\n"
         assert two.url in one.command_line("ps", "--name", "two").stdout
         one.command_line("stop", "--name", "one", "--wait")
-        assert one.wait(5) == 0
+        assert one.wait() == 0
         assert "stop was asked for on the bus" in one.log
         assert one.command_line("counters").stdout == "requests  1\n"  # the only one now
         assert "no cluster named 'one' is running" in one.command_line("stop", "--name", "one", code=4).stderr

@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import tempfile
+import time
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,7 +53,8 @@ def kill_everything(cluster, rng):
     rng.shuffle(pids)
     kill(*pids)
     cluster.process.wait(5)
-    wait_for(lambda: not cluster.processes(), 5.0, "all are dead")
+    # One that was born in this very moment is on no list: it finds itself alone, and leaves.
+    wait_for(lambda: not cluster.processes(), PATIENCE_S, "all are dead")
 
 
 def left_over(cluster_base):
@@ -274,28 +277,35 @@ def test_two_clusters_cannot_share_a_state_directory(start, tmp_path):
         assert cluster.get("/durable") == "6"
 
 
-def make_children(cluster, *kinds):
-    """Have one worker start processes that outlive it; returns its pid and theirs, by kind."""
-    connection = http.client.HTTPConnection(*cluster.address, timeout=15)  # kept alive: it stays with its worker
-    children = {}
-    for kind in kinds:
-        connection.request("GET", f"/child?{kind}")
-        worker, children[kind] = map(int, connection.getresponse().read().split())
-    connection.close()
-    return worker, children
+@contextmanager
+def children_of_a_worker(cluster, *kinds):
+    """Have one worker start processes that outlive it; gives its pid and theirs, by kind. It stays connected."""
+    with closing(http.client.HTTPConnection(*cluster.address, timeout=15)) as connection:  # kept alive, so the same
+        children = {}
+        for kind in kinds:
+            connection.request("GET", f"/child?{kind}")
+            worker, children[kind] = map(int, connection.getresponse().read().split())
+        yield worker, children
 
 
 def test_what_a_dead_worker_leaves_is_ended():
     """Its children get TERM at once, and KILL 5 s later if they are deaf; those of another worker live on."""
-    with running("faults:app", workers=2) as cluster:
-        doomed, children = make_children(cluster, "hears", "hears,session", "deaf", "deaf,session")
-        other, others = wait_for(
-            lambda: (made := make_children(cluster, "hears"))[0] != doomed and made, what="other"
-        )
+    with running("faults:app", "--keep-alive=60", workers=2) as cluster, ExitStack() as made:
+        kinds = ("hears", "hears,session", "deaf", "deaf,session")
+        doomed, children = made.enter_context(children_of_a_worker(cluster, *kinds))
+
+        def another():  # each stays connected: the worker that has most connections leaves the next to the other
+            worker, started = made.enter_context(children_of_a_worker(cluster, "hears"))
+            return worker != doomed and (worker, started)
+
+        other, others = wait_for(another, what="children of the other worker")
+        begun = time.monotonic()
         kill(doomed)
-        assert gone(children["hears"], children["hears,session"]) < 2.0
-        assert is_there(children["deaf"])
-        assert is_there(children["deaf,session"])
-        assert gone(children["deaf"], children["deaf,session"], timeout_s=8.0) > 3.0
+        gone(children["hears"], children["hears,session"])
+        if time.monotonic() < begun + 4.0:  # else this machine is too busy to see them between TERM and KILL
+            assert is_there(children["deaf"])
+            assert is_there(children["deaf,session"])
+        gone(children["deaf"], children["deaf,session"])
+        assert time.monotonic() - begun > 4.9
         assert is_there(others["hears"])
         assert other in [w["pid"] for w in cluster.workers()]

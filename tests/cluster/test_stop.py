@@ -9,10 +9,10 @@ import threading
 import time
 
 import pytest
-from anatomy import see
+from anatomy import kill, see
 from harness import running, wait_for
 from load import Load
-from stopping import KEPT, ONCE, SOON_S, Held, all_answered, answer, ask, blocks_term, is_calm
+from stopping import KEPT, ONCE, SOON_S, Held, all_answered, answer, ask, blocks_term, is_calm, next_answer
 
 
 def has(cluster, name):
@@ -119,8 +119,7 @@ def test_term_to_every_process(tmp_path):
     """As systemd and container runtimes send it: one clean stop, and the request in flight is answered."""
     with Held(tmp_path) as (cluster, held):
         socks = held.hold(1)
-        for pid in cluster.processes():
-            os.kill(pid, signal.SIGTERM)
+        kill(*cluster.processes(), number=signal.SIGTERM)  # an idle worker may be gone before its turn comes
         held.go()
         log = cluster.ended(SOON_S)
         assert all_answered(socks)
@@ -148,7 +147,7 @@ def accepts(cluster):
     """Is a new connection accepted?"""
     try:
         cluster.connect(5.0).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: the port was closed in this very moment
         return False
     return True
 
@@ -158,7 +157,7 @@ def test_idle_connections_may_ask_once_more():
     with running("counting:app", "--keep-alive=20") as cluster:
         with cluster.connect() as idle:
             idle.sendall(KEPT)
-            wait_for(lambda: idle.recv(4096).endswith(b"\r\n\r\n1"))
+            assert next_answer(idle) == b"1"
             cluster.signal(signal.SIGTERM)
             wait_for(lambda: not accepts(cluster))
             with socket.create_server(cluster.address):  # the next one may have the port at once
@@ -174,13 +173,21 @@ def test_refused_or_answered(tmp_path):
         totals, lost = [], []
 
         def come():
-            with contextlib.suppress(ConnectionRefusedError):
-                while True:
-                    sock = ask(cluster, "/")
-                    try:
-                        totals.append(int(answer(sock)))
-                    except ConnectionResetError as error:
-                        lost.append(error)
+            while True:
+                try:
+                    sock = cluster.connect(20.0)
+                except ConnectionRefusedError:
+                    return
+                except ConnectionResetError as error:
+                    lost.append(error)
+                    continue
+                try:
+                    sock.sendall(ONCE)
+                    totals.append(int(answer(sock)))
+                except (ConnectionResetError, BrokenPipeError) as error:
+                    lost.append(error)
+                finally:
+                    sock.close()
 
         clients = [threading.Thread(target=come) for _ in range(3)]
         for client in clients:
@@ -222,7 +229,8 @@ def test_int_and_quit_are_quick(tmp_path, number):
         log = cluster.ended(SOON_S)
         assert time.monotonic() - begun >= 1.0  # the default of --quick-timeout
         assert f"stopping quickly: {number.name}" in log
-        assert len(re.findall(r"Worker \d+ died\. signal SIGKILL \(drain timeout\)", log)) == 1, log
+        cut = {int(pid) for pid in re.findall(r"Worker (\d+) died\. signal SIGKILL \(drain timeout\)", log)}
+        assert cut >= held.pids, log  # the idle one, too, when the machine is too busy for it to leave in a second
         for sock in socks:
             with sock, contextlib.suppress(ConnectionResetError):
                 assert sock.recv(100) == b""

@@ -33,7 +33,8 @@ class Terminal:
             settings[3] |= termios.TOSTOP
             termios.tcsetattr(self.theirs, termios.TCSANOW, settings)
         streams = {"stdin": self.theirs, "stdout": self.theirs, "stderr": self.theirs}
-        self.cluster = running(app, wait=False, popen=streams, prefix=[sys.executable, "-c", IN_TERMINAL])
+        # With the periods of every day: nobody is called suspect on a busy machine, and every line is expected.
+        self.cluster = running(app, wait=False, fast=False, popen=streams, prefix=[sys.executable, "-c", IN_TERMINAL])
 
     def __enter__(self):
         cluster = self.cluster.__enter__()

@@ -28,7 +28,7 @@ def run_clean(words: Sequence[str | Path], cwd: Path, timeout_s: float = 50.0) -
                 timeout=timeout_s,
             )
         # multiprocessing's resource tracker, of the demo's clients, ends a moment after the program it belongs to.
-        deadline = time.monotonic() + 3.0
+        deadline = time.monotonic() + 10.0
         while (left := living(mark)) and time.monotonic() < deadline:
             select.select([], [], [], 0.01)
         told = subprocess.CompletedProcess(done.args, done.returncode, out.read_text(), errors.read_text())

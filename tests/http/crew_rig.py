@@ -13,7 +13,7 @@ class Request:
     """Something to run; `work` is called with it."""
 
     def __init__(self, work, *, pooled=False):
-        self.environ = {}
+        self.method = self.path = ""
         self.pooled = pooled  # as if the predictor had said so
         self.done = False
         self.started = 0.0

@@ -176,7 +176,7 @@ def test_answer_reaches_a_client_that_goes_on_sending():
 
 @pytest.mark.parametrize("leave", [reset, lambda client: client.sock.shutdown(socket.SHUT_WR)], ids=["reset", "fin"])
 def test_client_leaves_in_its_body(leave):
-    """The application gets an OSError, not an end it could take for the body's; it is counted, and no error of ours."""
+    """The application gets an OSError, no end it could take for the body's; it is counted, and no error of ours."""
     errors = []
 
     def app(environ, start_response):

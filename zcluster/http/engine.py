@@ -68,6 +68,7 @@ class Engine:
         self._shared = Shared(app, limits, self._log, self._app_exits, crew, self.stats, crowd, access)
         self._door = Door(listeners, self._shared, tuple((environ or {}).items()), tls)
         self._next_look = 0.0
+        self._stale = False  # when something is due, or whether the loop is over, has changed in this round
         self._quick_ordered = False
         self._left = False  # the listeners, for good
         self._exiting = False
@@ -128,38 +129,44 @@ class Engine:
         """Lead the loop: true when it is over, false when this thread has lost it."""
         try:
             while not self._left or self._shared.connections:
-                self._round()
+                self._rounds()
         except Relieved:
             return False
         return True
 
-    def _round(self) -> None:
+    def _rounds(self) -> None:
+        """Round after round, until something beside requests is due. Every line here is paid for by each round."""
         shared, stats = self._shared, self.stats
-        turns = len(shared.again)  # of earlier rounds, so that others come in between
-        timeout_s = 0.0
-        if shared.may_sleep() and not turns:
-            due = min(self._next_look, self._door.due)
-            timeout_s = max(0.0, due - time.monotonic())
-        events = shared.epoll.poll(timeout_s, EVENTS)
-        shared.sleeping = False
-        stats.loop_tick = shared.round_started = now = time.monotonic()
-        shared.round_cpu_s = time.thread_time()
-        find = shared.connections.get
-        for fd, _ in events:
-            connection = find(fd)
-            if connection is None:
-                self._other_event(fd)
-                continue
-            try:
-                connection.ready()
-            except Exception:  # a bug of ours must cost one connection, not the worker; logged and counted
-                self._failed(connection)
-        while (connection := shared.take_back()) is not None:
-            self._guarded(connection, connection.come_back)
-        for _ in range(turns):
-            connection = shared.again.popleft()
-            self._guarded(connection, connection.take_turn)
-        if now >= self._door.due or self._door.may_return():
+        poll, find, monotonic = shared.epoll.poll, shared.connections.get, time.monotonic
+        again, returned = shared.again, shared.returned
+        due = min(self._next_look, self._door.due)
+        now = 0.0
+        while now < due and not self._stale:
+            turns = len(again)  # of earlier rounds, so that others come in between
+            shared.sleeping = True
+            # In this order, against the one in `come_back`: whoever comes second sees what the other did.
+            events = poll(0.0 if turns or returned else max(0.0, due - monotonic()), EVENTS)
+            shared.sleeping = False
+            stats.loop_tick = now = monotonic()
+            for fd, _ in events:
+                connection = find(fd)
+                if connection is None:
+                    self._other_event(fd)
+                    continue
+                try:
+                    connection.ready()
+                except Exception:  # a bug of ours must cost one connection, not the worker; logged and counted
+                    self._failed(connection)
+            while returned:
+                connection = returned.popleft()
+                self._guarded(connection, connection.come_back)
+            for _ in range(turns):
+                connection = again.popleft()
+                self._guarded(connection, connection.take_turn)
+            if self._left:
+                break  # each connection that goes may be the last
+        self._stale = False
+        if now >= self._door.due:
             self._door.look_again()
         if now >= self._next_look:
             self._next_look = now + TICK_S
@@ -170,8 +177,9 @@ class Engine:
             os.eventfd_read(fd)
             if self._shared.draining:
                 self._obey()
-        else:
-            self._door.knock(fd)
+            self._stale = True
+        elif not self._door.knock(fd):
+            self._stale = True
 
     def _guarded(self, connection: Connection, step: Callable[[], None]) -> None:
         try:

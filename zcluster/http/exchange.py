@@ -25,7 +25,7 @@ from .body import Stream
 from .crew import Job
 from .files import FileWrapper, part_of
 from .head import CLOSE, OLD
-from .predictor import LONG_S, is_slow
+from .predictor import HOG_S, LONG_S, is_slow
 from .responses import DATE_GIVEN, SERVER_GIVEN, connection_field, status_line, take_fields
 from .shared import SERVER
 
@@ -242,8 +242,12 @@ class Exchange:
 
     # ---- running ---------------------------------------------------------------------------------------------------
     def will_block(self) -> bool:
-        """Does the predictor believe so?"""
-        return self._shared.crew.many and self._shared.predictor.is_slow(self.method, self.path)
+        """Does the predictor believe so? If not, the request is going to run here, and is measured."""
+        shared = self._shared
+        if shared.crew.many and shared.predictor.is_slow(self.method, self.path):
+            return True
+        self._cpu_s = time.thread_time()
+        return False
 
     def may_wait(self) -> bool:
         """The client is slow: whether this thread may wait for it, instead of leaving the rest to a file."""
@@ -297,23 +301,19 @@ class Exchange:
 
     def _learn(self, now: float) -> None:
         """Tell the predictor what the application has just shown."""
-        shared = self._shared
+        predictor = self._shared.predictor
         elapsed_s = now - self.started
         if elapsed_s < LONG_S:
             slow = False
-        elif self.tenure is None:
-            slow = is_slow(elapsed_s, time.thread_time() - self._cpu_s)
-        elif not self.tenure:
+        elif self.tenure is not None and not self.tenure:
             slow = True  # the loop was taken away from it
+        elif self._cpu_s or elapsed_s >= HOG_S:
+            slow = is_slow(elapsed_s, time.thread_time() - self._cpu_s)
         else:
-            # Of this round of the loop the clock and the CPU time are known; the difference is what this request
-            # waited, and perhaps others before it.
-            cpu_s = time.thread_time()
-            waited_s = (now - shared.round_started) - (cpu_s - shared.round_cpu_s)
-            shared.round_started, shared.round_cpu_s = now, cpu_s
-            slow = is_slow(elapsed_s, elapsed_s - waited_s)
-        if slow or shared.predictor.active:
-            shared.predictor.learn(self.method, self.path, now, slow=slow)
+            predictor.watch(now)  # did it wait or compute? The next one of its kind is measured
+            return
+        if slow or predictor.active:
+            predictor.learn(self.method, self.path, now, slow=slow)
 
 
 def base_environ(

@@ -14,21 +14,44 @@ BLOCK_BYTES = 65536  # for files that are none to the kernel
 
 
 class FileWrapper:
-    """What the application makes of a file-like object; iterable, for those that only look like files."""
+    """What the application makes of a file-like object; iterable, for those that only look like files.
+
+    It is its own iterator, as wsgiref's is: whoever wraps it again (Werkzeug for a range) closes what iter() gave.
+    """
 
     def __init__(self, file: Any, block_size: int = BLOCK_BYTES) -> None:
         self.file = file
         self.block_size = block_size
 
     def __iter__(self) -> Iterator[bytes]:
-        while data := self.file.read(self.block_size):
-            yield data
+        return self
+
+    def __next__(self) -> bytes:
+        data: bytes = self.file.read(self.block_size)
+        if not data:
+            raise StopIteration
+        return data
 
     def close(self) -> None:
         """Close the file, if it can be."""
         close = getattr(self.file, "close", None)
         if close is not None:
             close()
+
+    # Werkzeug asks for these, so that a range far behind is not read up to.
+    def seekable(self) -> bool:
+        """Whether the file can be sought in."""
+        seekable = getattr(self.file, "seekable", None)
+        return bool(seekable()) if seekable is not None else hasattr(self.file, "seek")
+
+    def seek(self, *where: int) -> None:
+        """As the file's."""
+        self.file.seek(*where)
+
+    def tell(self) -> int:
+        """As the file's."""
+        position: int = self.file.tell()
+        return position
 
 
 class Part(NamedTuple):

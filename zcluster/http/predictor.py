@@ -1,8 +1,8 @@
 """Which requests will block? Learned, as a processor learns which branches are taken.
 
 Invariant: memory and time are bounded whatever paths clients invent: the tables are of fixed size, entries are found
-by hash, and a new path takes the place of an old one. A wrong guess costs time, never correctness: a request believed
-fast that blocks is found by the monitor, one believed slow that is fast pays for a thread it did not need.
+by hash, and a new path takes the place of an old one. A wrong guess costs time, never correctness: a request
+believed fast that blocks is found by the monitor, one believed slow that is fast pays for a thread it did not need.
 
 Theory of operation. One small saturating counter per method and path, and coarser ones for paths never seen: the
 path with its numbers struck out, then its directory, then all paths unknown to these. The first that knows anything
@@ -12,8 +12,9 @@ a row before it gets a chance to hold the loop again. Beside each counter stands
 it, paths that are new every time (/items/1, /items/2, ...) would fill the table within seconds, and each new one
 would be told what an unrelated one was.
 
-While nothing has ever been slow (`active` is false) there is nothing to ask and nothing to learn; when nothing has
-been slow for FORGET_S all is forgotten: the first request of a worker is often slow because it imports and compiles.
+While nothing has ever been slow, or taken suspiciously long (`active` is false) there is nothing to ask and nothing
+to learn; when nothing has been slow for FORGET_S all is forgotten: the first request of a worker is often slow
+because it imports and compiles.
 """
 
 import re
@@ -65,6 +66,10 @@ class Predictor:
         return (
             _counter(self._shapes, hash(shape) ^ salt) or _counter(self._trees, hash(tree) ^ salt) or self._unknown
         ) >= WEAK_SLOW
+
+    def watch(self, now: float) -> None:
+        """A request was long enough to ask what it did: from now on they are measured."""
+        self.active, self._slow_at = True, now
 
     def learn(self, method: str, path: str, now: float, *, slow: bool) -> None:
         """What it was; `now` is any monotonic clock."""

@@ -54,9 +54,9 @@ class Shared:
     """One engine's application, parser, epoll and table of connections."""
 
     __slots__ = (
-        "_returned", "access", "again", "app", "connections", "crew", "crowd", "date", "date_and_server",
+        "access", "again", "app", "connections", "crew", "crowd", "date", "date_and_server",
         "date_until", "draining",
-        "epoll", "forked", "leave", "limits", "log", "parser", "predictor", "round_cpu_s", "round_started",
+        "epoll", "forked", "leave", "limits", "log", "parser", "predictor", "returned",
         "sleeping", "stats", "wake_fd",
     )  # fmt: skip
 
@@ -84,10 +84,9 @@ class Shared:
         self.parser = HeadParser(limits, stats)
         self.connections: dict[int, Connection] = {}  # by file descriptor
         self.again: deque[Connection] = deque()  # have had their turn and want another
-        self._returned: deque[Connection] = deque()  # other threads are done with them
+        self.returned: deque[Connection] = deque()  # other threads are done with them
         self.wake_fd = -1
         self.sleeping = False  # the leader is in epoll, or about to be
-        self.round_started = self.round_cpu_s = 0.0  # clock and CPU time of the leader when its round began
         self.draining = False
         self.forked = False  # this is a child that the application forked: it is no worker
         self.date = ""  # "Date: ...\r\n"
@@ -96,22 +95,10 @@ class Shared:
 
     def come_back(self, connection: "Connection") -> None:
         """Give a connection back to the loop; from the thread that owned it, which must not touch it any more."""
-        # In this order, against the one in `take_back`: whoever comes second sees what the other did.
-        self._returned.append(connection)
+        # In this order, against the one in the loop: whoever comes second sees what the other did.
+        self.returned.append(connection)
         if self.sleeping:
             os.eventfd_write(self.wake_fd, 1)
-
-    def may_sleep(self) -> bool:
-        """The leader is about to wait in epoll: whether it may."""
-        self.sleeping = True
-        return not self._returned
-
-    def take_back(self) -> "Connection | None":
-        """The next connection that has come back."""
-        try:
-            return self._returned.popleft()
-        except IndexError:
-            return None
 
     def refresh_date(self, now: float) -> None:
         """Make `date` right; `now` is monotonic. Formatted once a second: it costs a tenth of a request."""

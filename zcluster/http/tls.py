@@ -69,7 +69,7 @@ class TlsSocket(ssl.SSLSocket):
     """
 
     tls: Final = True
-    wants_write = False  # the last `recv` has to write before it can go on
+    wants_write = False  # the last `recv`, or the end, has to write before it can go on
     _stuck = b""  # a record that OpenSSL has begun to write
     _ahead = 0  # bytes that left with such a record before `send` was given them again
     _ended = False  # we have said close_notify: what still comes is not read as TLS any more
@@ -82,6 +82,8 @@ class TlsSocket(ssl.SSLSocket):
         returns what comes as it comes, for who only waits for the end.
         """
         if self._ended:
+            if self.wants_write and self._say_end():
+                socket.socket.shutdown(self, socket.SHUT_WR)
             return socket.socket.recv(self, buflen, flags)
         self.wants_write = False
         try:
@@ -146,19 +148,31 @@ class TlsSocket(ssl.SSLSocket):
             return False
 
     def shutdown(self, how: int) -> None:
-        """SHUT_WR ends orderly: close_notify, if it can leave at once, and then the TCP end. SHUT_RDWR cuts.
+        """SHUT_WR ends orderly: close_notify and then the TCP end. SHUT_RDWR cuts.
+
+        When the socket is full, `wants_write` is true after SHUT_WR, and `recv` brings it to its end.
 
         The first is for the owner, the second for any thread. `close` alone cuts too: without close_notify a client
         does not take what it has for a whole response.
         """
         if how == socket.SHUT_WR and not self._ended:
             self._ended = True
-            if not self._stuck:  # else it would stand in the middle of a record
-                try:
-                    self.unwrap()  # it also looks for the client's own, which need not have come
-                except (OSError, ValueError):
-                    pass  # best effort: the client has gone, or is full
+            # With a record that is stuck there is no orderly end: it would stand in the midst of it.
+            if not self._stuck and not self._say_end():
+                return
         socket.socket.shutdown(self, how)
+
+    def _say_end(self) -> bool:
+        """Send close_notify; False when it has to wait for the socket to be writable."""
+        try:
+            self.unwrap()  # it also looks for the client's own, which need not have come
+        except ssl.SSLWantWriteError:
+            self.wants_write = True
+            return False
+        except (OSError, ValueError):
+            pass  # said, or the client has gone and will not miss it
+        self.wants_write = False
+        return True
 
     def _answer_in_plain(self) -> None:
         """A browser was sent to http://: OpenSSL sends no alert then, so that we may say it (as nginx and Apache)."""

@@ -60,9 +60,6 @@ class Wire(Writer):
     def _finish(self, linger: bool) -> None:
         """Everything is said: close, or first wait for the client to do so (RFC 9112, 9.6)."""
         if not linger:
-            if self.tls:  # its end is a record of its own: without it a client must suspect that something is missing
-                with contextlib.suppress(OSError):
-                    self.sock.shutdown(socket.SHUT_WR)
             self.close()
             return
         try:
@@ -85,6 +82,7 @@ class Wire(Writer):
     def abort(self) -> None:
         """Cut: a reset, so that no client can take a broken response for a whole one."""
         if self.state != CLOSED:
+            self.cut = True
             with contextlib.suppress(OSError):
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             self.close()
@@ -102,6 +100,10 @@ class Wire(Writer):
         # Explicitly, because a child that the application forked may hold the same description: it would go on
         # reporting.
         self._watch(0)
+        if self.tls and not (self.cut or self.broken):
+            # Its end is a record of its own: without it a client must suspect that something is missing.
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
         shared = self._shared
         del shared.connections[self._fd]
         shared.stats.connections -= 1

@@ -10,8 +10,9 @@ import threading
 import time
 from pathlib import Path
 
-# A thread that was joined has left Python but not yet the kernel: one in three is still listed right after join().
-ENDING_S = 0.1
+# A thread that was joined has left Python but not yet the kernel: one in three is still listed right after join(),
+# for as long as a busy machine does not let it run. An app that leaves threads of a C library starts so much later.
+ENDING_S = 0.5
 
 
 def hazards(known_fds: frozenset[int]) -> list[str]:

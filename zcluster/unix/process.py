@@ -56,6 +56,12 @@ class Stat:
     ppid: int
     pgrp: int
     start: int
+    threads: int
+
+    @property
+    def is_dead(self) -> bool:
+        """Has all of it ended? Z is the first thread alone: as long as another runs, all their files are open."""
+        return self.state in "ZX" and self.threads <= 1
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def stat(pid: int) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last: proc mounted with hidepid=1
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name may hold blanks and parentheses
-    return Stat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[19]))
+    return Stat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[19]), int(fields[17]))
 
 
 def start_time(pid: int) -> int:
@@ -88,7 +94,7 @@ def start_time(pid: int) -> int:
 def is_alive(pid: int, start: int) -> bool:
     """Does this very process still run? (A zombie does not.)"""
     found = stat(pid)
-    return found is not None and found.start == start and found.state not in "ZX"
+    return found is not None and found.start == start and not found.is_dead
 
 
 def processes() -> Iterator[Stat]:
@@ -170,7 +176,7 @@ def kill_children(timeout_s: float) -> bool:
         if not children:
             return True
         for child in children:
-            if child.state not in "ZX":
+            if not child.is_dead:
                 send_signal(child.pid, child.start, signal.SIGKILL)
         for _death in reap():
             pass

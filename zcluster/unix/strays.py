@@ -73,7 +73,7 @@ class Strays:
         self._bereft.clear()
 
     def _end(self, found: Stat, worker: int, now: float) -> None:
-        known = (found.pid, found.start) in self._strays or found.state in "ZX"
+        known = (found.pid, found.start) in self._strays or found.is_dead
         if not known and send_signal(found.pid, found.start, signal.SIGTERM):
             self._strays[found.pid, found.start] = _Stray(now + self._grace_s, worker)
 
