@@ -26,6 +26,7 @@ from bench_processes import BenchError, sweep
 from bench_report import Report
 from bench_requests import access_log, counter, hello, werkzeug
 from bench_servers import Bench
+from bench_where import where
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ SECTIONS = {
     "log": Section(access_log),
     "examples": Section(examples),
     "cluster": Section(cluster, ()),
+    "where": Section(where, ()),
 }
 
 

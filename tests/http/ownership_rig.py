@@ -73,8 +73,12 @@ class OwnershipRig(Rig):
         super().__init__(Application(), options={"threads": threads, **options})
 
     def forget(self):
-        """Nothing is known: the next slow request begins inline, and its leader is relieved."""
-        self.engine._shared.predictor._forget()
+        """Only fast requests are known: the next slow one begins inline, and its leader is relieved."""
+        predictor = self.engine._shared.predictor
+        predictor._forget()
+        predictor.active = True
+        for _ in range(8):
+            predictor.learn("GET", "/fast/0/x", predictor._slow_at, slow=False)
 
     def expect_slow(self, *whats):
         """Requests of this kind are known to block: they run in a thread beside the loop."""

@@ -1,18 +1,17 @@
-"""Clients that are slow, silent, greedy or gone."""
+"""Clients that are slow, greedy or gone, and what becomes of their responses."""
 
-import errno
+import itertools
 import os
-import resource
+import random
 import socket
 import struct
 import threading
-import time
 
 import pytest
 from http_rig import GET, echo, open_fds, plain, serve, until
 
 BIG = os.urandom(1 << 20) * 20
-SLOW = {"header_timeout_s": 0.3, "body_timeout_s": 0.3, "keep_alive_s": 0.3, "write_timeout_s": 0.5, "linger_s": 0.3}
+SLOW = {"keep_alive_s": 0.3, "write_timeout_s": 0.5, "linger_s": 0.3}
 
 
 def reset(client):
@@ -86,6 +85,161 @@ def test_client_that_catches_up():
         assert got.endswith(b"ab")
 
 
+def patience(rig):
+    """How many threads may begin to wait for a client now."""
+    return len(rig.engine._crew._patience)
+
+
+def temporary_files(rig):
+    """How many responses are spooled."""
+    new = open_fds().items() - rig.fds_before.items()
+    return sum("deleted" in name for _, name in new)
+
+
+def narrow(rig):
+    """A client with a small window, so that little of a response is under way."""
+    client = rig.client()
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    return client
+
+
+def sizes(seed, total):
+    """Sizes of blocks, random ones, that make this many bytes."""
+    dice = random.Random(seed)
+    while total:
+        size = min(total, dice.choice([dice.randrange(1, 100), dice.randrange(1, 200_000)]))
+        yield size
+        total -= size
+
+
+def blocks(seed, data):
+    """`data`, in random blocks."""
+    at = 0
+    for size in sizes(seed, len(data)):
+        yield data[at : at + size]
+        at += size
+
+
+def test_threads_wait_for_clients():
+    """A long response waits in its generator for its client, not in memory, while the others are served."""
+    given, ended = [0, 0], []
+
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/":
+            return plain(b"fast")(environ, start_response)
+        start_response("200 OK", [("Content-Length", str(len(BIG)))])
+        return long(int(environ["PATH_INFO"][1:]))
+
+    def long(number):
+        for block in blocks(number, BIG):
+            given[number] += len(block)
+            yield block
+        ended.append(number)
+
+    with serve(app, threads=4) as rig:
+        slow = [narrow(rig).send(GET.replace(b"/", b"/%d" % number, 1)) for number in range(2)]
+        until(lambda: patience(rig) == 0, "both threads wait")
+        other = rig.client()
+        for _ in range(50):
+            assert other.request(GET).body == b"fast"
+        # 1 MiB, the last block, and what the kernel's buffers take (net.ipv4.tcp_wmem: at most 4 MiB)
+        assert max(given) < 8 << 20
+        assert not ended
+        assert temporary_files(rig) == 0
+        for client in slow:
+            assert client.receive().body == BIG
+        until(lambda: patience(rig) == 2, "the slots' return")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_spooled_response(threads):
+    """Where no thread may wait, the rest of a long response goes to a file; its client gets it byte for byte."""
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return blocks(environ["PATH_INFO"], BIG)
+
+    with serve(app, threads=threads) as rig:
+        slow = [narrow(rig).send(GET.replace(b"/", b"/%d" % number, 1) + GET) for number in range(4)]
+        until(lambda: rig.stats.requests == 4 - threads // 2, "the responses that no thread waits for")
+        assert temporary_files(rig) == 4 - threads // 2
+        for client in slow:
+            assert [client.receive().body == BIG for _ in range(2)] == [True, True]
+        until(lambda: temporary_files(rig) == 0 and patience(rig) == threads // 2, "the end of all")
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_order_of_memory_and_file(threads, chunked):
+    """Whatever the client takes when, of blocks in memory, of the file, and of blocks behind it, the order is kept."""
+
+    def app(environ, start_response):
+        write = start_response("200 OK", [] if chunked else [("Content-Length", str(len(BIG)))])
+        pieces = blocks(environ["PATH_INFO"], BIG)
+        for block in itertools.islice(pieces, 40):
+            write(block)
+        return pieces
+
+    limits = {"response_memory_bytes": 100_000, "response_file_bytes": 1 << 20}
+    with serve(app, threads=threads, limits=limits) as rig:
+        for seed in range(3):
+            client = narrow(rig).send(GET.replace(b"/", b"/%d" % seed, 1))
+            for size in sizes(seed + 1000, len(BIG)):  # a pace that changes all the time
+                client._buffer += client.sock.recv(size)
+            assert client.receive().body == BIG
+        until(lambda: rig.stats.requests == 3, "the count")
+        assert patience(rig) == threads // 2
+
+
+def test_whole_response_stays_in_memory():
+    """A response that was complete when it came waits for its client in memory, and no thread waits with it."""
+    with serve(plain(BIG), threads=4) as rig:
+        slow = [narrow(rig).send(GET) for _ in range(4)]
+        until(lambda: rig.stats.requests == 4, "the responses")
+        assert (temporary_files(rig), patience(rig)) == (0, 2)
+        assert [client.receive().body == BIG for client in slow] == [True] * 4
+
+
+def test_end_of_a_response_waits_for_nobody():
+    """Behind a large last block the end of a chunked response does not make a thread wait."""
+    closed = []
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        try:
+            yield BIG
+        finally:
+            closed.append(True)
+
+    with serve(app, threads=2) as rig:
+        client = narrow(rig).send(GET)
+        until(lambda: rig.stats.requests == 1, "the response")
+        assert (closed, patience(rig), temporary_files(rig)) == ([True], 1, 0)
+        assert client.receive().body == BIG
+
+
+def test_clients_that_leave_give_their_slots_back():
+    """A hundred clients that leave in the middle of long responses: generators closed, slots and files back."""
+    closed = []
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        try:
+            yield from itertools.repeat(BIG[:65536], 400)
+        finally:
+            closed.append(True)
+
+    with serve(app, threads=8) as rig:
+        for turn in range(10):
+            clients = [narrow(rig).send(GET) for _ in range(10)]
+            for client in clients:
+                client.sock.recv(1000)
+                (reset if turn % 2 else type(client).close)(client)
+        until(lambda: len(closed) == 100 and rig.stats.connections == 0, "the end of all")
+        until(lambda: patience(rig) == 4 and temporary_files(rig) == 0, "all slots and files")
+        assert str(rig.log) == ""
+
+
 def test_endless_response():
     """An application that never ends waits for a client that never reads, and is told when the client is cut."""
     told = []
@@ -149,82 +303,6 @@ def test_half_closed_client():
         assert client.at_end()
 
 
-@pytest.mark.parametrize(
-    ("first", "drip", "reason"),
-    [
-        (b"GET / HTTP/1.1\r\nHost: h\r\nX: ", b"a", "head time-out"),
-        (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9999\r\n\r\n", b"a", "body time-out"),
-        (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n", "body time-out"),
-    ],
-)
-def test_slowloris(first, drip, reason):
-    """Bytes that drip in do not keep a request open: 408 and the end, while others are served."""
-    with serve(plain(), limits=SLOW) as rig:
-        slow = rig.client().send(first)
-        other = rig.client()
-        start = time.monotonic()
-
-        def over():
-            if rig.stats.refused.get(reason):
-                return True
-            slow.send(drip)
-            assert other.request(GET).status == 200
-            return False
-
-        until(over, "the time-out")
-        assert 0.2 < time.monotonic() - start < 5
-        assert slow.receive().status == 408
-        assert slow.at_end()
-
-
-def test_slow_but_steady():
-    """A body that makes progress may take longer than the time-out."""
-    with serve(echo, limits={**SLOW, "body_timeout_s": 0.4, "progress_bytes": 1}) as rig:
-        client = rig.client().send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9999\r\n\r\n")
-        end = time.monotonic() + 1.0
-        sent = [0]
-
-        def over():
-            client.send(b"x")
-            sent[0] += 1
-            return time.monotonic() > end
-
-        until(over, "a second")
-        client.send(b"x" * (9999 - sent[0]))
-        assert client.receive().body == b"x" * 9999
-
-
-def test_idle_connections_end():
-    """A connection that is idle ends after keep_alive_s, one that never spoke after header_timeout_s."""
-    with serve(plain(), limits=SLOW) as rig:
-        silent, idle = rig.client(), rig.client()
-        assert idle.request(GET).status == 200
-        assert silent.at_end()
-        assert idle.at_end()
-        assert rig.stats.refused == {}
-
-
-def test_time_out_is_the_clients_not_ours():
-    """A request that waits while the application blocks the loop is answered, whatever its time-outs say."""
-
-    def app(environ, start_response):
-        if environ["PATH_INFO"] == "/block":
-            end = time.monotonic() + 0.8
-            until(lambda: waiting.sent or time.monotonic() > end, "the other client")
-            until(lambda: time.monotonic() > end, "the end of the block")
-        return plain()(environ, start_response)
-
-    with serve(app, limits=SLOW) as rig:
-        waiting = rig.client()
-        waiting.sent = False
-        assert waiting.request(GET).status == 200
-        blocking = rig.client().send(GET.replace(b"/", b"/block", 1))
-        until(lambda: rig.stats.inflight, "the blocking request")
-        waiting.send(GET).sent = True
-        assert blocking.receive().status == 200
-        assert waiting.receive().status == 200
-
-
 def test_refusal_reaches_a_client_that_goes_on_sending():
     """After a refusal what still comes is read and thrown away, so that the answer is not lost to a reset."""
     with serve(plain(), limits={"body_bytes": 1000}) as rig:
@@ -232,57 +310,6 @@ def test_refusal_reaches_a_client_that_goes_on_sending():
         for _ in range(20):
             client.send(b"x" * 65536)
         assert client.receive().status == 413
-
-
-def fill(fds, fd):
-    """Take every free descriptor."""
-    while True:
-        try:
-            fds.append(os.dup(fd))
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-            return
-
-
-def test_too_many_open_files():
-    """Without descriptors the engine pauses, says so once, does not spin, and goes on when it can."""
-    with serve(plain()) as rig:
-        first, second = rig.client(), None
-        assert first.request(GET).status == 200
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        second = socket.socket()
-        rig.clients.append(second)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_fds()) + 1, hard))
-        fillers = []
-        try:
-            fill(fillers, first.sock.fileno())
-            second.connect(rig.address)
-            until(lambda: "cannot accept connections" in str(rig.log), "the warning")
-            assert first.request(GET).status == 200
-            before, wall = time.process_time(), time.monotonic()
-            until(lambda: time.monotonic() > wall + 0.5, "half a second")
-            assert time.process_time() - before < 0.3, "the loop spins"
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            for fd in fillers:
-                os.close(fd)
-        second.settimeout(20)
-        second.sendall(GET)
-        assert second.recv(100).startswith(b"HTTP/1.1 200 ")
-        assert str(rig.log).count("cannot accept") == 1
-
-
-def test_connection_limit():
-    """Above the limit of open connections the next one waits in the queue until one has gone."""
-    with serve(plain(), limits={"connections": 2, "accept_pause_s": 0.01}) as rig:
-        clients = [rig.client() for _ in range(3)]
-        assert [client.request(GET).status for client in clients[:2]] == [200, 200]
-        clients[2].send(GET)
-        until(lambda: "this worker's limit" in str(rig.log), "the warning")
-        assert rig.stats.connections == 2
-        clients[0].close()
-        assert clients[2].receive().status == 200
 
 
 def test_no_space_for_a_body(monkeypatch):

@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from http_rig import GET, HEAD_REQUEST, OLD, open_fds, plain, serve, until
 from django.core.files.base import File as DjangoFile
+from http_rig import GET, HEAD_REQUEST, OLD, open_fds, plain, serve, until
 from werkzeug.utils import send_file
 from werkzeug.wrappers import Request
 
@@ -90,9 +90,9 @@ def test_whole_file(path, sent, offset, threads):
     [
         (lambda path: path.open("rb", buffering=0), True),
         (lambda path: path.open("r+b"), True),
-        (lambda path: temporary(tempfile.TemporaryFile()), True),
-        (lambda path: temporary(tempfile.NamedTemporaryFile()), True),
-        (lambda path: temporary(tempfile.SpooledTemporaryFile())  , False),  # noqa: SIM115
+        (lambda path: temporary(tempfile.TemporaryFile()), True),  # noqa: SIM115 (the application's response closes it)
+        (lambda path: temporary(tempfile.NamedTemporaryFile()), True),  # noqa: SIM115
+        (lambda path: temporary(tempfile.SpooledTemporaryFile()), False),  # noqa: SIM115
         (lambda path: DjangoFile(path.open("rb")), True),
         (lambda path: DjangoFile(io.BytesIO(DATA)), False),
         (lambda path: io.BytesIO(DATA), False),

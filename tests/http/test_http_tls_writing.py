@@ -116,7 +116,7 @@ def test_a_client_that_has_gone_is_an_error(connect):
 
 
 def test_new_keys_in_the_midst_of_a_response(server_context):
-    """A client that renews its keys, and asks us to, while a record is stuck: not a byte is lost."""
+    """A client renews its keys, and asks us to, while we send and are often stuck: not a byte is lost."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -124,45 +124,44 @@ def test_new_keys_in_the_midst_of_a_response(server_context):
         address = "{}:{}".format(*listener.getsockname())
         client = subprocess.Popen(
             ["openssl", "s_client", "-tls1_3", "-quiet", "-no_ign_eof", "-connect", address],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
         )  # fmt: skip
         accepted, _ = listener.accept()
     server = wrap(server_context, accepted)
     client.stdin.write(b"hello\n")
-    client.stdin.flush()
     assert hear(server) == b"hello\n"
-    body = b"".join(b"%07d\n" % n for n in range(100_000))
-    sent, renewed, heard, answers = 0, False, b"", []
-    reader = threading.Thread(target=lambda: answers.append(client.stdout.read()))
-    while sent < len(body):
+    answers = []
+
+    def renew():
+        client.stdin.write(b"K\n")
+        while client.stderr.readline() != b"KEYUPDATE\n":
+            pass
+        client.stdin.write(b"after\n")
+
+    threads = [threading.Thread(target=lambda: answers.append(client.stdout.read())), threading.Thread(target=renew)]
+    for thread in threads:
+        thread.start()
+    block = b"".join(b"%07d\n" % n for n in range(20_000))
+    sent, heard = 0, b""
+    while sent % len(block) or not heard:
         try:
-            sent += server.send(body[sent:])
+            sent += server.send(block[sent % len(block) :])
         except BlockingIOError:
-            if not renewed:
-                renewed = True
-                client.stdin.write(b"K\n")
-                client.stdin.flush()
-                reader.start()  # until here its pipe was full, and so were we
-                while client.stderr.readline() != b"KEYUPDATE\n":
-                    pass
-                client.stdin.write(b"after\n")
-                client.stdin.flush()
-                heard = hear(server)
-            assert select.select([], [server], [], 20)[1]
-    assert renewed
+            # read only now, so that the request for new keys always meets a record that is stuck
+            with contextlib.suppress(BlockingIOError):
+                heard += server.recv()
+            assert select.select([server], [server], [], 20) != ([], [], [])
     assert heard == b"after\n"
     server.shutdown(socket.SHUT_WR)
-    client.stdin.close()
     while hear(server):
         pass
-    reader.join(20)
-    code = client.wait(20)
-    client.stdout.close()
-    said = client.stderr.read()
-    client.stderr.close()
-    assert code == 0, (said, answers[0][-300:])
+    for thread in threads:
+        thread.join(20)
+    assert client.wait(20) == 0
+    for pipe in (client.stdin, client.stdout, client.stderr):
+        pipe.close()
     server.close()
-    assert answers == [body]
+    assert answers == [block * (sent // len(block))]
 
 
 def hear(server):

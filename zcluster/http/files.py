@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 BLOCK_BYTES = 65536  # for files that are none to the kernel
+_BUFFERED_READS = (io.BufferedReader.read, io.BufferedRandom.read)
 
 
 class FileWrapper:
@@ -64,10 +65,10 @@ class Part(NamedTuple):
 
 def part_of(wrapper: FileWrapper) -> Part | None:
     """The rest of a regular file behind its position, or None: it has to be read in the ordinary way."""
-    file = _plain(wrapper.file)
-    if file is None:
-        return None
     try:
+        file = _plain(wrapper.file)
+        if file is None:
+            return None
         fd = file.fileno()
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or not found.st_blocks:
@@ -86,6 +87,8 @@ def _plain(file: Any) -> io.FileIO | io.BufferedReader | io.BufferedRandom | Non
     Wrappers that pass `read` on (tempfile's, Django's File) are seen through.
     """
     owner = getattr(inspect.unwrap(getattr(file, "read", None)), "__self__", None)  # type: ignore[arg-type]
-    if isinstance(owner, (io.BufferedReader, io.BufferedRandom)) and type(owner.raw) is not io.FileIO:
-        return None
-    return owner if type(owner) in (io.FileIO, io.BufferedReader, io.BufferedRandom) else None
+    if isinstance(owner, io.FileIO):
+        return owner if type(owner).read is io.FileIO.read else None
+    if isinstance(owner, (io.BufferedReader, io.BufferedRandom)) and type(owner.raw) is io.FileIO:
+        return owner if type(owner).read in _BUFFERED_READS else None
+    return None
