@@ -20,7 +20,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
-from zcluster import config
+from zcluster import accessformat, config
 from zcluster.cli import cli
 from zcluster.core import fleet_worker, messages
 from zcluster.http import limits
@@ -46,6 +46,14 @@ def comment_of(field: ast.AnnAssign, said: dict[int, str]) -> str:
     return next((said[line] for line in range(field.lineno, (field.end_lineno or 0) + 1) if line in said), "")
 
 
+def reason_of(field: ast.AnnAssign, said: dict[int, str], lines: Sequence[str]) -> str:
+    """Why a default is what it is: the comment that stands above the field, or else the one beside it."""
+    above: list[str] = []
+    while lines[field.lineno - 2 - len(above)].lstrip().startswith("#"):
+        above.insert(0, said[field.lineno - 1 - len(above)])
+    return " ".join(above) or comment_of(field, said)
+
+
 def fields_of(node: ast.ClassDef) -> Iterator[ast.AnnAssign]:
     """The declared fields of a class."""
     yield from (statement for statement in node.body if isinstance(statement, ast.AnnAssign))
@@ -59,16 +67,11 @@ def classes(module: ModuleType) -> tuple[dict[int, str], list[ast.ClassDef]]:
 
 # ---- options ------------------------------------------------------------------------------------------------------
 def reasons() -> dict[str, str]:
-    """Why the default of each option is what it is: the comment that stands above it or at its end."""
+    """Why the default of each option is what it is."""
     said, nodes = classes(config)
     lines = inspect.getsource(config).splitlines()
-    found = {}
-    for field in fields_of(next(node for node in nodes if node.name == "Config")):
-        above: list[str] = []
-        while lines[field.lineno - 2 - len(above)].lstrip().startswith("#"):
-            above.insert(0, said[field.lineno - 1 - len(above)])
-        found[ast.unparse(field.target)] = " ".join(above) or said.get(field.end_lineno or 0, "")
-    return found
+    declared = fields_of(next(node for node in nodes if node.name == "Config"))
+    return {ast.unparse(field.target): reason_of(field, said, lines) for field in declared}
 
 
 def shown_default(option: config.Option) -> str:
@@ -121,18 +124,60 @@ def commands_part() -> str:
     return table(["Command", "What it does"], rows)
 
 
+def settable_limits() -> set[str]:
+    """The bounds that a worker takes from the configuration."""
+    tree = ast.parse((ROOT / "zcluster" / "bodies" / "worker.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Limits"]
+    return {keyword.arg or "" for call in calls for keyword in call.keywords}
+
+
 def limits_part() -> str:
     """The engine's bounds that are no options."""
     said, nodes = classes(limits)
-    settable = {"request_line_bytes", "header_field_bytes", "header_count", "keep_alive_s"}
+    lines = inspect.getsource(limits).splitlines()
+    settable = settable_limits()
     defaults = {field.name: field.default for field in fields(limits.Limits)}
     rows = []
     for field in fields_of(next(node for node in nodes if node.name == "Limits")):
         name = ast.unparse(field.target)
         if name not in settable:
             default: Any = defaults[name]
-            rows.append([f"`{name}`", f"{default:,}", comment_of(field, said)])
+            rows.append([f"`{name}`", f"{default:,}", reason_of(field, said, lines)])
     return table(["Bound", "Value", "What for, and why this much"], rows)
+
+
+# ---- the HTTP engine ----------------------------------------------------------------------------------------------
+def atoms_part() -> str:
+    """What may stand in a format of the access log."""
+    rows = [[f"`%({atom})s`", meaning] for atom, meaning in accessformat.ATOMS.items()]
+    rows += [[f"`%({{NAME}}{letter})s`", f"the {what} NAME"] for letter, what in accessformat.NAMED.items()]
+    return table(["Atom", "What stands there"], rows)
+
+
+def json_part() -> str:
+    """The members of a line in JSON: each follows the literal that ends with its key."""
+    meanings = {**accessformat.ATOMS, "iso": "date and time, 2026-11-22T14:05:09+00:00", "pid": "process id"}
+    meanings |= {letter: f"the {what}" for letter, what in accessformat.NAMED.items()}
+    pieces, rows = accessformat.JSON, []
+    for before, piece in zip(pieces[::2], pieces[1::2], strict=False):
+        key, quote = before.literal.rpartition(":")[0].rpartition(",")[2].strip('{"'), before.literal[-1]
+        name = f" `{piece.name}`" if piece.name else ""
+        rows.append([f"`{key}`", "string" if quote == '"' else "number", meanings[piece.atom] + name])
+    return table(["Key", "Type", "What stands there"], rows)
+
+
+def modules_part() -> str:
+    """What each module of the engine says of itself: the first sentence, and the invariant."""
+    rows = []
+    for path in sorted((ROOT / "zcluster" / "http").glob("*.py")):
+        if path.stem != "__init__":
+            paragraphs = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")
+            first, *invariant = (" ".join(text.split()) for text in paragraphs)
+            held = next((text for text in invariant if text.startswith("Invariant: ")), "").removeprefix(
+                "Invariant: "
+            )
+            rows.append([f"`{path.name}`", first, held[:1].upper() + held[1:]])
+    return table(["Module", "What it is for", "Invariant"], rows)
 
 
 # ---- messages -----------------------------------------------------------------------------------------------------
@@ -188,6 +233,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "options": options_part,
     "commands": commands_part,
     "limits": limits_part,
+    "atoms": atoms_part,
+    "json": json_part,
+    "modules": modules_part,
     "common": lambda: messages_part(lambda heading: heading.startswith("common")),
     "bus": lambda: messages_part(bus),
     "control": lambda: messages_part(lambda heading: not bus(heading) and not heading.startswith("common")),

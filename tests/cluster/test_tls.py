@@ -185,7 +185,7 @@ def test_a_large_response_to_a_slow_client(pem):
         cluster.end()
 
 
-def test_a_reload_of_nothing_needs_the_files_again(pem, tmp_path):
+def test_a_replaced_worker_needs_no_files(pem, tmp_path):
     """A worker that is replaced needs no files: its zygote has the context."""
     cert, key = tmp_path / "c.pem", tmp_path / "k.pem"
     cert.write_bytes(pem[0].read_bytes())
@@ -194,6 +194,25 @@ def test_a_reload_of_nothing_needs_the_files_again(pem, tmp_path):
         cert.unlink()
         key.unlink()
         (first,) = cluster.workers()
+        os.kill(first["pid"], signal.SIGKILL)
+        wait_for(lambda: [w for w in cluster.workers() if w["pid"] != first["pid"]], what="a replacement")
+        assert ask(cluster.url, pem[0])[0] == 200
+        cluster.ended(number=signal.SIGTERM)
+
+
+def test_a_broken_renewal_changes_nothing(pem, tmp_path):
+    """A new zygote that cannot read the files says so and is tried again; the workers go on with what they have."""
+    cert, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    cert.write_bytes(pem[0].read_bytes())
+    key.write_bytes(pem[1].read_bytes())
+    with running("hello:app", *options((cert, key)), workers=1) as cluster:
+        before = cluster.ps()
+        key.write_text("half a key")
+        os.kill(before["zygote_pid"], signal.SIGKILL)
+        cluster.wait_log(re.escape(f"{str(key)!r} holds no private key in PEM form"))
+        assert ask(cluster.url, pem[0])[0] == 200
+        key.write_bytes(pem[1].read_bytes())
+        (first,) = before["workers"]
         os.kill(first["pid"], signal.SIGKILL)
         wait_for(lambda: [w for w in cluster.workers() if w["pid"] != first["pid"]], what="a replacement")
         assert ask(cluster.url, pem[0])[0] == 200

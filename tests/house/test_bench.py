@@ -47,7 +47,18 @@ def test_help_names_every_section(tmp_path):
     done = run_clean([PROGRAM, "--help"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     listed = re.findall(r"(?m)^  (\w+) +\S", done.stdout.partition("sections:")[2])
-    assert set(listed) == {"hello", "counter", "werkzeug", "mixed", "balance", "idle", "log", "examples", "cluster"}
+    assert set(listed) == {
+        "hello",
+        "counter",
+        "werkzeug",
+        "mixed",
+        "balance",
+        "idle",
+        "log",
+        "examples",
+        "cluster",
+        "where",
+    }
 
 
 @pytest.mark.parametrize("words", [["--only", "hello,helo"], ["--rounds", "0"], ["--seconds", "x"]], ids=str)

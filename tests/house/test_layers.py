@@ -178,7 +178,7 @@ def test_shared_cells_are_stored_whole():
 
 def test_only_declared_libraries_are_imported():
     """Whatever is imported is ours, of the standard library, or among the dependencies of pyproject."""
-    known = {"zcluster", "zmq", "werkzeug", "httptools", "msgspec", "click", *sys.stdlib_module_names}
+    known = {"zcluster", "zmq", "werkzeug", "msgspec", "click", *sys.stdlib_module_names}
     wrong = [
         f"{source.name}:{line} imports {module}"
         for source in sources()

@@ -97,9 +97,9 @@ def temporary_files(rig):
 
 
 def narrow(rig):
-    """A client with a small window, so that little of a response is under way."""
+    """A client whose window does not grow, so that little of a response is under way."""
     client = rig.client()
-    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
     return client
 
 
@@ -171,7 +171,7 @@ def test_spooled_response(threads):
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("chunked", [True, False])
 def test_order_of_memory_and_file(threads, chunked):
-    """Whatever the client takes when, of blocks in memory, of the file, and of blocks behind it, the order is kept."""
+    """Whatever the client takes when, of blocks in memory, of the file, and of those behind it, the order is kept."""
 
     def app(environ, start_response):
         write = start_response("200 OK", [] if chunked else [("Content-Length", str(len(BIG)))])

@@ -29,7 +29,7 @@ def children():
     return [found for found in process.processes() if found.ppid == os.getpid()]
 
 
-def collect(*pids, deadline_s=10.0):
+def collect(*pids, deadline_s=30.0):
     """Reap until all these processes have died; returns what was reaped, by pid."""
     found = {}
 

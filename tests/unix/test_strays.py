@@ -93,7 +93,7 @@ def turn(strays):
     return found
 
 
-def until_gone(strays, found, *pids, deadline_s=10.0):
+def until_gone(strays, found, *pids, deadline_s=30.0):
     """Turn until all these have been reaped, counting those already in `found`."""
     until(lambda: found.update(turn(strays)) or found.keys() >= set(pids), f"the end of {pids}", deadline_s)
     return found

@@ -34,6 +34,7 @@ from .exchange import Exchange
 from .head import CHUNKED, CLOSE, EXPECT, SIZED, Refusal, check_beginning
 from .outbox import ShortFile
 from .responses import plain_response
+from .tls import tls_environ
 from .wire import BODY, FLUSH, HEAD, IDLE, IN, LINGER, OUT, WORK, Wire
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class Connection(Wire):
         if not data:
             self.close()
         elif state <= HEAD:
+            if self.tls and "SSL_PROTOCOL" not in self._base:
+                self._base = {**self._base, **tls_environ(self.sock)}  # type: ignore[arg-type]
             self.advance(self.buffer + data if self.buffer else data)
         elif state == BODY:
             self._collect(data)

@@ -166,12 +166,13 @@ class Crew:
             return False
         # No daemon: threads that the app starts in a request inherit that, and would be cut off at the exit.
         thread = threading.Thread(target=self._work, name=f"{self._name}-{self._threads - number}")
+        self._started.append(thread)  # before it is: it may be the one that asks whether there are others
         try:
             thread.start()
         except RuntimeError:  # the machine has no more threads now: the others must do, until it is asked again
+            self._started.remove(thread)
             self._unstarted.append(number)
             return False
-        self._started.append(thread)
         return True
 
     def running(self) -> list[Job]:

@@ -25,7 +25,7 @@ from .body import Stream
 from .crew import Job
 from .files import FileWrapper, part_of
 from .head import CLOSE, OLD
-from .predictor import HOG_S, LONG_S, is_slow
+from .predictor import HOG_S, LONG_S, SURELY_SLOW, UNSURE, is_slow
 from .responses import DATE_GIVEN, SERVER_GIVEN, connection_field, status_line, take_fields
 from .shared import SERVER
 
@@ -204,8 +204,9 @@ class Exchange:
             close = getattr(result, "close", None)
             if close is not None:
                 close()
-            self.ended = time.monotonic()
-            self._learn(self.ended)
+            self.ended = now = time.monotonic()
+            if now - self.started >= LONG_S or self._cpu_s:
+                self._learn(now)
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
         """Leave a file to the loop; false when it has to be read like everything else."""
@@ -242,12 +243,12 @@ class Exchange:
 
     # ---- running ---------------------------------------------------------------------------------------------------
     def will_block(self) -> bool:
-        """Does the predictor believe so? If not, the request is going to run here, and is measured."""
+        """Does the predictor believe so? If it is not sure, the request runs here, and is measured."""
         shared = self._shared
-        if shared.crew.many and shared.predictor.is_slow(self.method, self.path):
-            return True
-        self._cpu_s = time.thread_time()
-        return False
+        guess = shared.predictor.guess(self.method, self.path)
+        if guess == UNSURE:
+            self._cpu_s = time.thread_time()
+        return guess == SURELY_SLOW and shared.crew.many
 
     def may_wait(self) -> bool:
         """The client is slow: whether this thread may wait for it, instead of leaving the rest to a file."""
@@ -274,7 +275,7 @@ class Exchange:
                 result = shared.app(self.environ, self.start_response)
                 if (type(result) is list or type(result) is tuple) and not self.sent:
                     self.ended = now = time.monotonic()
-                    if now - self.started >= LONG_S or shared.predictor.active:
+                    if now - self.started >= LONG_S or self._cpu_s:
                         self._learn(now)
                     whole = len(result) == 1 and type(result[0]) is bytes  # the rule; join() says what is wrong
                     self._send_whole(result[0] if whole else b"".join(result))
@@ -310,7 +311,7 @@ class Exchange:
         elif self._cpu_s or elapsed_s >= HOG_S:
             slow = is_slow(elapsed_s, time.thread_time() - self._cpu_s)
         else:
-            predictor.watch(now)  # did it wait or compute? The next one of its kind is measured
+            predictor.suspect(self.method, self.path, now)  # did it wait or compute? The next one of its kind tells
             return
         if slow or predictor.active:
             predictor.learn(self.method, self.path, now, slow=slow)

@@ -24,6 +24,8 @@ SIZE = 4096  # entries per table: 24 KiB in all, and of a thousand slow paths fe
 PLACE, TAG = SIZE - 1, 0xFFF8  # an entry has 16 bits: 13 of the hash above its counter
 WEAK_SLOW, STRONG_SLOW, FAST, WEAK_FAST = 3, 6, 1, 2
 FORGET_S = 30.0
+SUSPECTS = 64  # more at once are no request's fault but the machine's
+SURELY_FAST, UNSURE, SURELY_SLOW = range(3)
 # What makes a request slow. Waiting is what another thread can use: 1 ms of it in a request of at least 2 ms (a
 # thread's wake-up and the way back cost 0.05 ms). Computing is not, under the GIL, until it is long enough to
 # be felt by the clients beside it.
@@ -41,7 +43,7 @@ def is_slow(elapsed_s: float, cpu_s: float) -> bool:
 class Predictor:
     """Used by the leader and by threads that finish requests; a lost update is a small error of memory."""
 
-    __slots__ = ("_paths", "_shapes", "_slow_at", "_trees", "_unknown", "active")
+    __slots__ = ("_met_slow", "_paths", "_shapes", "_slow_at", "_suspects", "_trees", "_unknown", "active")
 
     def __init__(self) -> None:
         self.active = False
@@ -49,39 +51,55 @@ class Predictor:
         self._forget()
 
     def _forget(self) -> None:
-        self.active = False
+        self.active = self._met_slow = False
+        self._suspects: set[int] = set()  # keys of requests that took long while nobody measured
         self._paths = array("H", bytes(2 * SIZE))
         self._shapes = array("H", bytes(2 * SIZE))
         self._trees = array("H", bytes(2 * SIZE))
         self._unknown = 0
 
-    def is_slow(self, method: str, path: str) -> bool:
-        """What this request will be."""
+    def guess(self, method: str, path: str) -> int:
+        """What this request will be: SURELY_FAST, or UNSURE (then it should be measured), or SURELY_SLOW."""
         salt = hash(method)
         key = hash(path) ^ salt
+        if self._suspects and key in self._suspects:
+            return UNSURE
         known = self._paths[key & PLACE] ^ (key >> 9 & TAG)  # as in `_counter`: every request comes by here
-        if 0 < known < 8:
-            return known >= WEAK_SLOW
-        shape, tree = _shape_and_tree(path)
-        return (
-            _counter(self._shapes, hash(shape) ^ salt) or _counter(self._trees, hash(tree) ^ salt) or self._unknown
-        ) >= WEAK_SLOW
+        if known == FAST:
+            return SURELY_FAST
+        if known == 0 or known > 7:
+            shape, tree = _shape_and_tree(path)
+            known = (
+                _counter(self._shapes, hash(shape) ^ salt)
+                or _counter(self._trees, hash(tree) ^ salt)
+                or self._unknown
+            )
+        return SURELY_SLOW if known >= WEAK_SLOW else UNSURE
 
-    def watch(self, now: float) -> None:
-        """A request was long enough to ask what it did: from now on they are measured."""
-        self.active, self._slow_at = True, now
+    def is_slow(self, method: str, path: str) -> bool:
+        """Should this request run beside the loop?"""
+        return self.guess(method, path) == SURELY_SLOW
+
+    def suspect(self, method: str, path: str, now: float) -> None:
+        """This one took long, and nobody knows whether it waited: the next one of its kind is to be measured."""
+        if len(self._suspects) >= SUSPECTS:
+            self._suspects.clear()
+        self._suspects.add(hash(path) ^ hash(method))
+        if not self.active:
+            self.active, self._slow_at = True, now
 
     def learn(self, method: str, path: str, now: float, *, slow: bool) -> None:
         """What it was; `now` is any monotonic clock."""
-        if slow:
-            self.active, self._slow_at = True, now
-        elif not self.active:
-            return
-        elif now - self._slow_at > FORGET_S:
-            self._forget()
-            return
         salt = hash(method)
         key = hash(path) ^ salt
+        self._suspects.discard(key)
+        if slow:
+            self.active, self._slow_at, self._met_slow = True, now, True
+        elif not self.active:
+            return
+        elif now - self._slow_at > FORGET_S or not (self._met_slow or self._suspects):
+            self._forget()
+            return
         known = self._paths[key & PLACE] ^ (key >> 9 & TAG)
         if known == (STRONG_SLOW if slow else FAST):
             return  # saturated: the coarser ones have heard it

@@ -70,7 +70,7 @@ class Wire(Writer):
         self.buffer = b""
         self.state = LINGER
         self.deadline = time.monotonic() + self._shared.limits.linger_s
-        self._watch(IN)
+        self._watch(IN | OUT if self.wants_write else IN)  # the end of TLS may not have fitted; the next recv says it
 
     def end(self) -> None:
         """Close; with a reset if what was sent must not be taken for a whole response."""
@@ -94,13 +94,14 @@ class Wire(Writer):
         self.state = CLOSED
         self.buffer = b""
         self._drop_body()
+        whole = self.out is None and not (self.cut or self.broken)
         if self.out is not None:
             self.out.close()
             self.out = None
         # Explicitly, because a child that the application forked may hold the same description: it would go on
         # reporting.
         self._watch(0)
-        if self.tls and not (self.cut or self.broken):
+        if self.tls and whole:
             # Its end is a record of its own: without it a client must suspect that something is missing.
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_WR)
