@@ -76,9 +76,10 @@ class OwnershipRig(Rig):
         """Only fast requests are known: the next slow one begins inline, and its leader is relieved."""
         predictor = self.engine._shared.predictor
         predictor._forget()
-        predictor.active = True
-        for _ in range(8):
-            predictor.learn("GET", "/fast/0/x", predictor._slow_at, slow=False)
+        now = time.monotonic()
+        predictor.learn("SLOW", "/once", now, slow=True)  # else it would not learn what is fast
+        for path in ("/fast/0/x", "/one/x", "/other/x") * 8:
+            predictor.learn("GET", path, now, slow=False)
 
     def expect_slow(self, *whats):
         """Requests of this kind are known to block: they run in a thread beside the loop."""

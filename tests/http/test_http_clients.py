@@ -151,7 +151,7 @@ def test_threads_wait_for_clients():
         until(lambda: patience(rig) == 2, "the slots' return")
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 3])
 def test_spooled_response(threads):
     """Where no thread may wait, the rest of a long response goes to a file; its client gets it byte for byte."""
 
@@ -211,7 +211,7 @@ def test_end_of_a_response_waits_for_nobody():
         finally:
             closed.append(True)
 
-    with serve(app, threads=2) as rig:
+    with serve(app, threads=3) as rig:
         client = narrow(rig).send(GET)
         until(lambda: rig.stats.requests == 1, "the response")
         assert (closed, patience(rig), temporary_files(rig)) == ([True], 1, 0)

@@ -32,7 +32,7 @@ def test_consent_comes_with_the_first_read():
         assert go_on.wait(DEADLINE_S)
         return echo(environ, start_response)
 
-    with serve(app, threads=2) as rig:
+    with serve(app, threads=3) as rig:
         client = rig.client().send(SIZED)
         assert running.wait(DEADLINE_S), "the application waits for a body that waits for it"
         assert silent(client)
@@ -46,7 +46,7 @@ def test_consent_comes_with_the_first_read():
 def test_answer_without_reading(size):
     """Who does not read gives no consent: the client gets the final response, whole, and the end."""
     answer = bytes(size)
-    with serve(plain(answer, "401 Unauthorized"), threads=2) as rig:
+    with serve(plain(answer, "401 Unauthorized"), threads=3) as rig:
         client = rig.client()
         response = client.request(SIZED)
         assert (response.status, response.get("Connection")) == (401, "close")
@@ -62,7 +62,7 @@ def test_answer_before_reading():
         yield b"first "
         yield environ["wsgi.input"].read()
 
-    with serve(app, threads=2) as rig:
+    with serve(app, threads=3) as rig:
         client = rig.client().send(SIZED)
         until(lambda: not silent_yet(client), "the head")
         client.send(b"hello")
@@ -124,7 +124,7 @@ def test_one_thread_consents_at_once(head):
 
 def test_no_thread_left_to_wait():
     """When as many threads as may wait for clients, the loop consents and collects."""
-    with serve(echo, threads=2) as rig:
+    with serve(echo, threads=3) as rig:
         first = rig.client().send(SIZED)
         assert first.receive().status == 100
         second = rig.client().send(SIZED)
@@ -146,7 +146,7 @@ def test_chunked_body():
         seen.append(list(environ["wsgi.input"]))
         return plain()(environ, start_response)
 
-    with serve(app, threads=2) as rig:
+    with serve(app, threads=3) as rig:
         client = rig.client().send(CHUNKED)
         assert client.receive().status == 100
         for line in (b"one\n", b"two\n", b"end"):
@@ -162,7 +162,7 @@ def test_consent_is_given_once():
         body = environ["wsgi.input"]
         return plain(b"|".join(iter(lambda: body.read(1), b"")))(environ, start_response)
 
-    with serve(app, threads=2) as rig:
+    with serve(app, threads=3) as rig:
         client = rig.client().send(SIZED)
         assert client.receive().status == 100
         for byte in (b"h", b"e", b"l", b"l"):
@@ -174,7 +174,7 @@ def test_consent_is_given_once():
 
 def test_too_long_to_be_asked_for():
     """A body beyond the limit is refused instead of asked for."""
-    with serve(echo, threads=2, limits={"body_bytes": 4}) as rig:
+    with serve(echo, threads=3, limits={"body_bytes": 4}) as rig:
         client = rig.client()
         assert client.request(SIZED).status == 413
         assert client.at_end()
@@ -186,7 +186,7 @@ def test_too_long_to_be_asked_for():
 
 def test_client_that_leaves_instead():
     """A client that goes away when it should send is one that left in its body."""
-    with serve(echo, threads=2) as rig:
+    with serve(echo, threads=3) as rig:
         client = rig.client()
         assert client.request(SIZED).status == 100
         client.close()

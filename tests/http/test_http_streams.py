@@ -57,7 +57,7 @@ def test_body_is_seen_before_it_is_whole():
         seen.append(start + environ["wsgi.input"].read())
         return plain()(environ, start_response)
 
-    with serve(app, threads=2) as rig:
+    with serve(app, threads=3) as rig:
         client = rig.client().send(post(len(BODY)) + BODY[:300_000])
         assert first.wait(DEADLINE_S), "the application did not get the first part"
         assert rig.client().request(GET, head_only=True).status == 200
@@ -109,7 +109,7 @@ def test_ways_of_reading(read, expected):
             got.extend(read(environ["wsgi.input"]))
         return plain()(environ, start_response)
 
-    with serve(app, threads=2) as rig:
+    with serve(app, threads=3) as rig:
         client = rig.client().send(post(len(BODY)) + BODY + GET)
         assert [client.receive().body, client.receive().body] == [b"ok", b"ok"]
     assert got == expected
@@ -139,7 +139,7 @@ def test_unread_body(read, size):
         environ["wsgi.input"].read(read)
         return plain(answer)(environ, start_response)
 
-    with serve(app, threads=2) as rig:
+    with serve(app, threads=3) as rig:
         client = rig.client().send(post(len(BODY)) + BODY[:300_000])
         rest = BODY[300_000:] + GET
         sender = threading.Thread(target=send_quietly, args=(client, rest))
@@ -166,7 +166,7 @@ def send_quietly(client, data):
 
 def test_answer_reaches_a_client_that_goes_on_sending():
     """The answer to a body nobody reads is not lost to a reset while the client is still sending."""
-    with serve(plain(b"enough"), threads=2) as rig:
+    with serve(plain(b"enough"), threads=3) as rig:
         client = rig.client().send(post(1 << 30) + PART + b"x")
         for _ in range(40):
             client.send(PART)
@@ -186,7 +186,7 @@ def test_client_leaves_in_its_body(leave):
             errors.append(error)
             raise
 
-    with serve(app, threads=2) as rig:
+    with serve(app, threads=3) as rig:
         client = rig.client().send(post(len(BODY)) + BODY[:300_000])
         until(lambda: rig.stats.inflight, "the request's begin")
         leave(client)
@@ -201,7 +201,7 @@ def test_client_leaves_in_its_body(leave):
 def test_client_stalls_in_its_body(drip):
     """A client that stops, or sends too slowly, gets a 408 when the application lets the error out; others go on."""
     limits = {"body_timeout_s": 0.3, "linger_s": 0.2}
-    with serve(echo, threads=2, limits=limits) as rig:
+    with serve(echo, threads=3, limits=limits) as rig:
         client, other = rig.client().send(post(len(BODY)) + BODY[:300_000]), rig.client()
         start = time.monotonic()
 
@@ -221,7 +221,7 @@ def test_client_stalls_in_its_body(drip):
 
 def test_steady_client_may_take_its_time():
     """Each KiB postpones the time-out, so a slow body that goes on is read to its end."""
-    with serve(echo, threads=2, limits={"body_timeout_s": 0.4}) as rig:
+    with serve(echo, threads=3, limits={"body_timeout_s": 0.4}) as rig:
         client = rig.client().send(post(len(BODY)) + BODY[:-20_000])
         at, end = len(BODY) - 20_000, time.monotonic() + 1.0
         while time.monotonic() < end and at < len(BODY) - 2000:
@@ -245,7 +245,7 @@ def test_slow_application_is_no_slow_client():
         more.set()
         return plain(body + environ["wsgi.input"].read())(environ, start_response)
 
-    with serve(app, threads=2, limits={"body_timeout_s": 0.6}) as rig:
+    with serve(app, threads=3, limits={"body_timeout_s": 0.6}) as rig:
         client = rig.client().send(post(len(BODY)) + BODY[: len(PART) + 1])
         assert first.wait(DEADLINE_S)
         client.send(BODY[len(PART) + 1 : len(PART) + 501])
@@ -269,7 +269,7 @@ def test_failed_body_stays_failed():
                 assert late.wait(DEADLINE_S)
         return plain()(environ, start_response)
 
-    with serve(app, threads=2, limits={"body_timeout_s": 0.2}) as rig:
+    with serve(app, threads=3, limits={"body_timeout_s": 0.2}) as rig:
         client = rig.client().send(post(len(BODY)) + BODY[:-5])
         until(lambda: errors, "the time-out")
         client.send(BODY[-5:] + GET)
@@ -370,7 +370,7 @@ def test_broken_clients_leave_no_slot_taken():
 def test_streams_on_an_http_1_0_connection():
     """A long body of an HTTP/1.0 client streams as well."""
     seen = []
-    with serve(noting(seen), threads=2) as rig:
+    with serve(noting(seen), threads=3) as rig:
         request = post(len(BODY)).replace(b"HTTP/1.1", b"HTTP/1.0")
         assert rig.client().request(request + BODY).body == BODY
     assert seen == [True]
@@ -384,7 +384,7 @@ def test_validator_and_a_stream():
         kept.append(environ["wsgi.input"])
         return plain(environ["wsgi.input"].read(10))(environ, start_response)
 
-    with serve(app, threads=2) as rig:
+    with serve(app, threads=3) as rig:
         assert rig.client().request(post(len(BODY)) + BODY[:300_000]).body == BODY[:10]
         until(lambda: kept[0].closed, "the reader's end")
         with pytest.raises(ValueError, match="closed"):
@@ -407,7 +407,7 @@ def test_body_larger_than_memory_is_worth():
             grown.append(rss_bytes() - start)
         return plain(b"%d" % count)(environ, start_response)
 
-    with serve(app, threads=2) as rig:
+    with serve(app, threads=3) as rig:
         client = rig.client().send(post(size))
         block = b"x" * (1 << 20)
         for _ in range(200):

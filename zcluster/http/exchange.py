@@ -26,7 +26,7 @@ from .crew import Job
 from .files import FileWrapper, part_of
 from .head import CLOSE, OLD
 from .predictor import HOG_S, LONG_S, SURELY_SLOW, UNSURE, is_slow
-from .responses import DATE_GIVEN, SERVER_GIVEN, connection_field, status_line, take_fields
+from .responses import DATE_GIVEN, LINES, SERVER_GIVEN, connection_field, status_line, take_fields
 from .shared import SERVER
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class Exchange:
     """One request and its response; lives in one thread."""
 
     __slots__ = (
-        "_chunked", "_connection", "_cpu_s", "_given", "_left", "_patient", "_shared", "_status_line", "_text",
-        "_trimmed", "bodiless", "body", "complete", "done", "ended", "environ", "flags", "method", "path", "sent",
-        "sent_bytes", "started", "stream", "tenure",
+        "_chunked", "_connection", "_cpu_s", "_given", "_left", "_patient", "_shared", "_trimmed", "bodiless", "body",
+        "complete", "done", "ended", "environ", "fields", "flags", "method", "path", "sent", "sent_bytes", "started",
+        "status_line", "stream", "tenure",
     )  # fmt: skip
 
     def __init__(
@@ -68,12 +68,7 @@ class Exchange:
         self.bodiless = False
         self._connection = connection
         self._shared = shared
-        self._status_line = ""
-        self._text = ""  # its header fields
-        self._left = -1  # of the Content-Length the application gave; -1: it gave none
-        self._chunked = False
-        self._given = 0  # DATE_GIVEN, SERVER_GIVEN
-        self._trimmed = False
+        self.status_line = ""
         self._patient = stream is not None  # may wait for the client
         self._cpu_s = 0.0
 
@@ -93,10 +88,10 @@ class Exchange:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # a cycle through the traceback otherwise
-        elif self._status_line:
+        elif self.status_line:
             raise RuntimeError("start_response was called twice; the second time needs exc_info")
-        line = status_line(status)
-        self._text, self._left, self._given, close = take_fields(headers)
+        line = LINES.get(status) or status_line(status)
+        self.fields, self._left, self._given, close = take_fields(headers)
         if close:
             self.flags |= CLOSE
         code = status[:3]
@@ -106,7 +101,7 @@ class Exchange:
                 self._left = -1  # RFC 9110, 8.6: a 204 has no Content-Length
         else:
             self.bodiless = self.method == "HEAD"
-        self._status_line = line
+        self.status_line = line
         return self.write
 
     def write(self, data: bytes, /) -> None:
@@ -138,18 +133,19 @@ class Exchange:
     # ---- the response ----------------------------------------------------------------------------------------------
     def _head(self, length: int) -> bytes:
         """The head; `length` of the body when it is known though the application did not say it, else -1."""
-        if not self._status_line:
+        if not self.status_line:
             raise RuntimeError("the application gave a body before it called start_response")
         shared, stream = self._shared, self.stream
         if shared.draining or (stream is not None and not stream.decoder.done):
             # What is left of a body nobody reads would be taken for the next request; and who knows how much it is?
             self.flags |= CLOSE
+        self._chunked = self._trimmed = False
         framing = ""
         if self._left >= 0:
             framing = f"Content-Length: {self._left}\r\n"
         elif length >= 0:
             # To HEAD an empty list says nothing (frameworks strip the body); a 204 or 304 has no length.
-            if not self.bodiless or (length and self._status_line[9:12] not in ("204", "304")):
+            if not self.bodiless or (length and self.status_line[9:12] not in ("204", "304")):
                 framing = f"Content-Length: {length}\r\n"
         elif self.bodiless:
             pass
@@ -168,26 +164,37 @@ class Exchange:
             if not self._given & SERVER_GIVEN:
                 ours += f"Server: {SERVER}\r\n"
         connection = connection_field(self.flags) if self.flags else ""
-        head = f"{self._status_line}{ours}{self._text}{framing}{connection}\r\n".encode("latin-1")
+        head = f"{self.status_line}{ours}{self.fields}{framing}{connection}\r\n".encode("latin-1")
         self.sent = True  # only now: what cannot be encoded is still answered with a 500
         return head
 
     def _send_whole(self, body: bytes) -> None:
         """The response is complete in memory: one head with the right length, one send."""
-        length = len(body)
-        if self._left >= 0 and self._left != length and not self.bodiless:
+        shared, length = self._shared, len(body)
+        if (
+            self.status_line
+            and not (self.flags or self.bodiless or self._given or shared.draining)
+            and (self._left < 0 or self._left == length)
+            and self.stream is None
+        ):  # the rule: what `_head` would write, without its questions
+            if self.ended >= shared.date_until:
+                shared.refresh_date(self.ended)
+            text = f"{self.status_line}{shared.date_and_server}{self.fields}Content-Length: {length}\r\n\r\n"
+            head = text.encode("latin-1")
+            self.sent = True
+        elif self.status_line and 0 <= self._left != length and not self.bodiless:
             self.write(body)
             self._finish()
             return
-        head = self._head(length)
-        if self.bodiless:
-            self._connection.write(head)
         else:
-            self.sent_bytes = length
-            if length <= JOIN_BYTES:
-                self._connection.write(head + body)
-            else:
-                self._connection.write(head, body, whole=True)
+            head = self._head(length)
+            if self.bodiless:
+                body = b""
+        self.sent_bytes = len(body)
+        if length <= JOIN_BYTES:
+            self._connection.write(head + body)
+        else:
+            self._connection.write(head, body, whole=True)
         self.complete = True
 
     def _send_pieces(self, result: Iterable[bytes]) -> None:
@@ -288,8 +295,10 @@ class Exchange:
             if not self.ended:
                 self.ended = time.monotonic()
             if shared.access is not None:
-                line = self._status_line or failures.LINE_500
-                shared.access.note(self.environ, line, self._text, self.sent_bytes, self.ended - self.started)
+                if not self.status_line:  # it never came so far, and its client has gone
+                    self.status_line, self.fields = failures.LINE_GONE, ""
+                duration_s = self.ended - self.started
+                shared.access.note(self.environ, self.status_line, self.fields, self.sent_bytes, duration_s)
         except Exception:  # a bug of ours must cost one connection, not the worker; logged and counted
             self.log.exception("internal error in the HTTP engine; this connection is cut. Please report it")
             shared.stats.failures += 1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .shared import Shared
 
 INTERRUPTED: Final = 130  # what a shell reports for Ctrl-C: 128 + SIGINT
-LINE_500: Final = "HTTP/1.1 500 Internal Server Error\r\n"
+LINE_GONE: Final = "HTTP/1.1 499 Client Closed Request\r\n"  # for the access log only; nginx's number
 
 
 def log(exchange: "Exchange", text: str, *args: object, error: BaseException | None = None) -> None:
@@ -68,8 +68,12 @@ def _answer(exchange: "Exchange", connection: "Connection", shared: "Shared", st
     if shared.draining or (exchange.stream is not None and not exchange.stream.decoder.done):
         exchange.flags |= CLOSE
     head_only = exchange.method == "HEAD"
+    response = plain_response(shared, status, exchange.flags, reason, head_only=head_only)
+    head, _, body = response.partition(b"\r\n\r\n")
+    exchange.status_line, exchange.fields = head.decode().partition("\r")[0] + "\r\n", ""  # for the access log
+    exchange.sent_bytes = len(body)
     with contextlib.suppress(BrokenPipeError):  # the client did not wait for its error either
-        connection.write(plain_response(shared, status, exchange.flags, reason, head_only=head_only))
+        connection.write(response)
 
 
 def end_child(exchange: "Exchange", error: BaseException | None) -> NoReturn:
