@@ -53,10 +53,10 @@ PAGE_BYTES = resource.getpagesize()
 # closed when a master is replaced), the rest is for what the app opens in a request.
 FDS_SPARE = 128
 FRESH_TICKS = 3  # a worker that has missed so many ticks is not waited for when a connection is to be shared
-# How long a thread of the app that computes keeps the GIL from the others, the loop among them, which pays it at each
-# system call. Measured on a busy machine, 2 workers, 4 clients of an endpoint that computes 30 ms beside 32 of a fast
-# one: 6,200 fast and 54 computing requests a second with the interpreter's 5 ms, 14,700 and 43 with 0.5 ms, 19,100 and
-# 40 with 0.1 ms. Nothing where nobody waits for the GIL.
+# How long a thread of the app that computes keeps the GIL from the others, the loop among them, which pays it at
+# each system call. Measured on a busy machine, 2 workers, 4 clients of an endpoint that computes 30 ms beside 32 of a
+# fast one: 6,200 fast and 54 computing requests a second with the interpreter's 5 ms, 14,700 and 43 with 0.5 ms,
+# 19,100 and 40 with 0.1 ms. Nothing where nobody waits for the GIL.
 SWITCH_INTERVAL_S = 0.0005
 
 
