@@ -253,6 +253,7 @@ def ps_form(snapshot: Snapshot) -> dict[str, Any]:
     form: dict[str, Any] = {"name": snapshot.name, "url": snapshot.urls[0] if snapshot.urls else ""}
     form |= {key: getattr(snapshot, key) for key in _CLUSTER_KEYS}
     form["urls"] = list(snapshot.urls)
+    form["refused"] = snapshot.refused
     form["workers"] = [
         {key: getattr(worker, key) for key in _WORKER_KEYS}
         | {"slow": [msgspec.structs.asdict(request) for request in snapshot.slow.get(worker.id, ())]}

@@ -38,6 +38,9 @@ def cluster_table(seen: Mapping[str, Any]) -> str:
     lines += ["", head]
     for worker, line in zip(workers, table, strict=True):
         lines += [line, *_slow_lines(worker["slow"])]
+    if seen["refused"]:
+        often = sorted(seen["refused"].items(), key=lambda one: (-one[1], one[0]))
+        lines += ["", "refused: " + ", ".join(f"{number:,} {reason}" for reason, number in often)]
     return "\n".join(lines)
 
 

@@ -1,14 +1,21 @@
 """An application whose requests block in known ways, each answering with the token it was asked with."""
 
 import contextlib
+import os
 import socket
 import struct
+import sys
 import threading
 import time
 
 from http_rig import DEADLINE_S, Client, Rig, until
 
+RUNNING = []  # engines, for the children that their applications fork
+os.register_at_fork(after_in_child=lambda: [engine.close_in_child() for engine in RUNNING])
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
+
+
+LEAVES, EXITS, RAISES, RETURNS = range(4)  # what a forked child does
 
 
 class Gate:
@@ -30,7 +37,8 @@ class Application:
     """GET /WHAT/MILLISECONDS/TOKEN answers with the token.
 
     slow: waits so long, then answers; stream: gives the token in ten pieces in that time; gate: stands before the
-    gate of that number. Anything else answers at once.
+    gate of that number, and so does wall, which nobody expects to block; exit: leaves with that code when gate 0
+    opens; fork: forks, what the child does then is its number's business. Anything else answers at once.
     """
 
     def __init__(self):
@@ -46,14 +54,30 @@ class Application:
         self.threads[token] = threading.current_thread().name
         if what == "slow":
             pause(int(number) / 1000)
-        elif what == "gate":
+        elif what in ("gate", "wall"):
             self.gate(number).pass_by(token)
+        elif what == "exit":
+            self.gate(0).pass_by(token)
+            sys.exit(int(number))
+        elif what == "fork":
+            self._fork(int(number))
         body = token.encode()
         if what == "stream":
             start_response("200 OK", [("Content-Length", str(len(body) * 10))])
             return self._pieces(int(number) / 10_000, body)
         start_response("200 OK", [("Content-Length", str(len(body)))])
         return [body]
+
+    def _fork(self, way):
+        child = os.fork()
+        if child:
+            self.children.append((way, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+        elif way == LEAVES:
+            os._exit(5)
+        elif way == EXITS:
+            sys.exit(6)
+        elif way == RAISES:
+            raise ValueError("in the child")
 
     def _pieces(self, seconds, body):
         for _ in range(10):
@@ -71,6 +95,17 @@ class OwnershipRig(Rig):
 
     def __init__(self, *, threads=8, **options):
         super().__init__(Application(), options={"threads": threads, **options})
+
+    def __enter__(self):
+        super().__enter__()
+        RUNNING.append(self.engine)
+        return self
+
+    def __exit__(self, *error):
+        for gate in self.app.gates.values():
+            gate.open()
+        super().__exit__(*error)
+        RUNNING.remove(self.engine)
 
     def forget(self):
         """Only fast requests are known: the next slow one begins inline, and its leader is relieved."""
@@ -93,7 +128,7 @@ class OwnershipRig(Rig):
         """`relieved` or `pool`."""
         self.forget()
         if where == "pool":
-            self.expect_slow("slow", "stream", "gate")
+            self.expect_slow("slow", "stream", "gate", "exit", "fork")
 
     def standing(self, number, count=1):
         """Wait until so many requests stand before this gate."""
@@ -113,6 +148,11 @@ class OwnershipRig(Rig):
     def descriptors(self):
         """Of open connections, as the engine knows them."""
         return set(self.engine._shared.connections)
+
+
+def after(began, milliseconds):
+    """Wait until so much time has passed since then."""
+    until(lambda: (time.monotonic() - began) * 1000 >= milliseconds, "the moment")
 
 
 def get(what, number, token):

@@ -1,13 +1,16 @@
 """What takes too long, or is too much: time-outs, drip feeding, too many connections, too few descriptors."""
 
+import contextlib
 import errno
 import os
 import resource
+import select
 import socket
+import threading
 import time
 
 import pytest
-from http_rig import GET, echo, open_fds, plain, serve, until
+from http_rig import DEADLINE_S, GET, echo, open_fds, plain, serve, until
 
 SLOW = {"header_timeout_s": 0.3, "body_timeout_s": 0.3, "keep_alive_s": 0.3, "write_timeout_s": 0.5, "linger_s": 0.3}
 
@@ -137,3 +140,120 @@ def test_connection_limit():
         assert rig.stats.connections == 2
         clients[0].close()
         assert clients[2].receive().status == 200
+
+
+def test_steady_reader():
+    """A client that takes its response slowly, but goes on, gets all of it, however long that is."""
+    body, limits = bytes(8 << 20), {"write_timeout_s": 0.6, "progress_bytes": 1}
+    with serve(plain(body), threads=4, limits=limits) as rig:
+        client = rig.client()
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
+        client.send(GET)
+        start, taken = time.monotonic(), 0
+        while taken < 6 << 20:
+            due = time.monotonic() + 0.1
+            until(lambda due=due: time.monotonic() > due, "the client's leisure")
+            for _ in range(6):
+                data = client.sock.recv(1 << 16)
+                client._buffer += data
+                taken += len(data)
+        assert client.receive().body == body
+        assert time.monotonic() - start > 2 * limits["write_timeout_s"]
+        assert rig.stats.refused == {}
+
+
+def test_readers_are_not_cut_for_the_applications_time():
+    """When the loop comes back from a long absence, all who have read meanwhile get another chance."""
+    blocked, go_on = threading.Event(), threading.Event()
+    body = bytes(4 << 20)
+
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/block":
+            blocked.set()
+            assert go_on.wait(DEADLINE_S)
+        return plain(body)(environ, start_response)
+
+    with serve(app, threads=1, limits={"write_timeout_s": 1.0}) as rig:
+        readers = [rig.client() for _ in range(150)]  # more than epoll reports at once
+        for client in readers:
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            client.send(GET)
+        until(lambda: rig.stats.requests == 150, "the responses")
+        rig.client().send(GET.replace(b"/", b"/block", 1))
+        assert blocked.wait(DEADLINE_S)
+        end = time.monotonic() + 1.2
+        for client in readers:  # everybody takes what the kernel has
+            client.sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while time.monotonic() < end + 5:
+                    client._buffer += client.sock.recv(1 << 16)
+            client.sock.settimeout(DEADLINE_S)
+        until(lambda: time.monotonic() > end, "the time-out of all of them")
+        go_on.set()
+        until(lambda: rig.stats.requests == 151, "the loop's return")
+        assert rig.stats.refused == {}
+
+
+class Slowloris:
+    """Many connections, all in one epoll, each of which sends its head a byte at a time."""
+
+    def __init__(self, rig, number):
+        self._epoll = select.epoll()
+        self.open, self.answers, self.ends = {}, [], []
+        for _ in range(number):
+            client = rig.client()
+            client.sock.setblocking(False)
+            client.sock.send(b"GET / HTTP/1.1\r\nHost: h\r\nX: ")
+            self.open[client.sock.fileno()] = client
+            self._epoll.register(client.sock, select.EPOLLIN)
+        self.began = time.monotonic()
+
+    def turn(self):
+        """Everybody sends a byte; who has been answered is done."""
+        for fd, _ in self._epoll.poll(0, 1000):
+            client = self.open[fd]
+            data = client.sock.recv(1000)
+            if data:
+                self.answers.append(data.split(b"\r\n")[0])
+            else:
+                self.ends.append(time.monotonic() - self.began)
+                self._epoll.unregister(fd)
+                del self.open[fd]
+        for client in self.open.values():
+            try:
+                client.sock.send(b"a")
+            except OSError:
+                pass  # answered, and ended by us: its turn to hear it comes
+        return not self.open
+
+    def close(self):
+        self._epoll.close()
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_five_hundred_slowloris(threads):
+    """500 clients that drip their heads are all cut with 408 in time, and nobody else notices them."""
+    times = []
+    with serve(plain(), threads=threads, limits={"header_timeout_s": 1.5, "linger_s": 0.2}) as rig:
+        crowd, other = Slowloris(rig, 500), rig.client()
+        try:
+
+            def over():
+                start = time.monotonic()
+                assert other.request(GET).body == b"ok"
+                times.append(time.monotonic() - start)
+                return crowd.turn()
+
+            until(over, "the end of all")
+        finally:
+            crowd.close()
+        assert crowd.answers == [b"HTTP/1.1 408 Request Timeout"] * 500
+        assert len(crowd.ends) == 500
+        assert min(crowd.ends) > 1.0
+        assert max(crowd.ends) < 8.0  # 1.5 s, the loop's look around, and a busy machine
+        assert rig.stats.refused == {"head time-out": 500}
+        assert rig.calls == len(times)
+    times.sort()
+    middle, late = times[len(times) // 2] * 1e3, times[-len(times) // 100] * 1e3
+    print(f"beside 500 slowloris: {len(times)} requests, p50 {middle:.1f} ms, p99 {late:.1f} ms")
+    assert middle < 50  # it is the turn of 500 clients in this very thread in between, and the GIL is shared

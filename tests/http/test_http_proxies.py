@@ -115,6 +115,14 @@ def test_a_proxy_is_believed_in_every_field():
     assert seen["werkzeug.proxy_fix.orig"]["REMOTE_ADDR"] == PROXY
 
 
+@pytest.mark.parametrize(("scheme", "port"), [("https", "443"), ("http", "80")])
+def test_the_port_that_goes_without_saying(scheme, port):
+    """The scheme's own port is not written behind the host: browsers do not either, and Django compares the two."""
+    seen = ask(PROXY, {"X-Forwarded-Proto": scheme, "X-Forwarded-Host": "shop.example", "X-Forwarded-Port": port})
+    assert (seen["HTTP_HOST"], seen["SERVER_PORT"]) == ("shop.example", port)
+    assert Request(seen).url == f"{scheme}://shop.example/"
+
+
 def test_a_proxy_that_says_nothing_changes_nothing():
     """A health check of the proxy's own comes from the proxy."""
     seen = ask(PROXY)

@@ -174,6 +174,22 @@ def test_answer_reaches_a_client_that_goes_on_sending():
         assert (response.body, response.get("Connection")) == (b"enough", "close")
 
 
+@pytest.mark.parametrize("half_closed", [False, True])
+def test_client_that_listens_only_when_it_has_sent_all(half_closed):
+    """A long answer and a body that nobody reads do not wait for each other: what still comes is thrown away."""
+    answer = os.urandom(8 << 20)
+    with serve(plain(answer), threads=3) as rig:
+        client = rig.client().send(post(64 << 20) + PART + b"x")
+        until(lambda: rig.stats.requests == 1, "the request's end")
+        for _ in range(0 if half_closed else 255):
+            client.send(PART)
+        if half_closed:
+            client.sock.shutdown(socket.SHUT_WR)
+        response = client.receive()
+        assert (response.body == answer, response.get("Connection")) == (True, "close")
+        assert client.at_end()
+
+
 @pytest.mark.parametrize("leave", [reset, lambda client: client.sock.shutdown(socket.SHUT_WR)], ids=["reset", "fin"])
 def test_client_leaves_in_its_body(leave):
     """The application gets an OSError, no end it could take for the body's; it is counted, and no error of ours."""

@@ -306,6 +306,7 @@ class Worker:
             oldest_request_s=max(0.0, now - oldest) if oldest else 0.0,
             loop_lag_s=max(0.0, now - stats.loop_tick) if self.serving and not stats.inflight else 0.0,
             slow=slow_requests(stats.slow(now, SLOW_AFTER_S, SLOW_MAX)),
+            refused=dict(stats.refused),
         )
 
     def _flush(self, now: float) -> None:

@@ -63,6 +63,7 @@ class Snapshot(Struct, frozen=True, array_like=True):
     recent: "tuple[Event, ...]" = ()  # the last events published, for a peer that missed some
     received: dict[str, int] = {}  # messages the master admitted, by socket
     slow: dict[int, tuple[SlowRequest, ...]] = {}  # by worker id, of its last heartbeat, oldest first
+    refused: dict[str, int] = {}  # requests that no app saw, by reason, as the living workers have counted them
 
 
 # ---- ctl, peer -> master ------------------------------------------------------------------------------------------
@@ -90,6 +91,7 @@ class Beat(Struct, frozen=True, array_like=True, tag="beat"):
     oldest_request_s: float
     loop_lag_s: float
     slow: tuple[SlowRequest, ...] = ()  # the oldest requests in flight, oldest first; see core/slow
+    refused: dict[str, int] = {}  # requests that the app never saw, by reason, since this worker started
 
 
 class Leaving(Struct, frozen=True, array_like=True, tag="leaving"):

@@ -3,6 +3,7 @@
 Invariant: it is built from what is known without asking anybody, so that it can be given at any time.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 from zcluster.core.fleet import Fleet
@@ -26,6 +27,10 @@ def fleet_snapshot(
     recent: tuple[Event, ...] = (),
 ) -> Snapshot:
     """Put a Snapshot together; `now` (seconds) is of the clock the fleet is stepped with. `zygote_pid` 0: none."""
+    refused: Counter[str] = Counter()
+    for worker in fleet.living():
+        if worker.beat:
+            refused.update(worker.beat.refused)
     return Snapshot(
         name=name,
         urls=urls,
@@ -42,4 +47,5 @@ def fleet_snapshot(
         received=dict(received),
         recent=recent,
         slow=slowest({worker.id: worker.beat.slow for worker in fleet.living() if worker.pid and worker.beat}),
+        refused=dict(refused),
     )

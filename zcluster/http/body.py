@@ -9,6 +9,7 @@ reads the rest from the socket (`Stream`). Where no thread may wait for a client
 (frameworks that believe only in Content-Length would see an empty body), collecting goes on into an unnamed file.
 """
 
+import contextlib
 import io
 import select
 import tempfile
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from .writer import Writer
 
+JOIN_BYTES = 4096  # small pieces of a body are joined up to here: each costs 50 bytes, and clients choose them
 READ_AHEAD_BYTES = 65536  # what a streamed body is read in, so that readline() is no system call
 
 
@@ -81,10 +83,14 @@ class Intake:
         payload, rest = self.decoder.feed(data)
         if payload:
             self.size += len(payload)
-            if self._file is None:
-                self._blocks.append(payload)
-            else:
+            if self._file is not None:
                 self._file.write(payload)
+            elif self._blocks and len(self._blocks[-1]) + len(payload) <= JOIN_BYTES:
+                self._blocks[-1] += payload
+            else:
+                self._blocks.append(payload)
+        if self._file is not None and self.decoder.done:
+            self._file.flush()  # an error of the disk's comes here, and not where nobody expects it
         return rest
 
     @property
@@ -125,7 +131,8 @@ class Intake:
     def close(self) -> None:
         """Give the file back: the request will never be whole."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # it cannot write the rest: closed all the same
+                self._file.close()
 
 
 class Stream(io.RawIOBase):

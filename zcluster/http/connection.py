@@ -78,6 +78,8 @@ class Connection(Wire):
                 self._watch(0)
                 return
             if state == FLUSH:
+                if self._watched & IN:
+                    self._throw_away()
                 self._flush()
                 return
         if self.waiting_turn:
@@ -86,7 +88,9 @@ class Connection(Wire):
             data = self.sock.recv(HEAD_READ_BYTES if state <= HEAD else BODY_READ_BYTES)
         except (BlockingIOError, InterruptedError):
             if self.tls:
-                self._watch(IN | OUT if self.wants_write else IN)
+                # Not for IN too, where OpenSSL has to write before it reads on: it would be said again and again. But
+                # at the end it reads no more, and we do.
+                self._watch((OUT if state < LINGER else IN | OUT) if self.wants_write else IN)
             return
         except OSError:  # reset by the client
             data = b""
@@ -109,11 +113,13 @@ class Connection(Wire):
         """The present state has lasted too long."""
         state = self.state
         if state == FLUSH:
-            self._shared.stats.refuse("client stopped reading")
-            self.abort()
+            self._flush()  # it may have taken something while the application kept the loop busy
+            if self.state == FLUSH and self.deadline < time.monotonic():
+                self._shared.stats.refuse("client stopped reading")
+                self.abort()
         elif state == LINGER:
             self.close()
-        elif state == WORK or self.waiting_turn or self.has_unread():
+        elif state == WORK or self.waiting_turn or (not self.wants_write and self.has_unread()):
             pass  # it was not the client who was slow: the application kept the loop busy
         elif state == IDLE:
             self.close()
@@ -211,6 +217,7 @@ class Connection(Wire):
         if data:
             self._collect(data)
         elif flags & EXPECT and not self._stream():
+            self._intake.flags &= ~EXPECT  # given here: not again by a stream that follows
             with contextlib.suppress(BrokenPipeError):
                 self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if self.broken or self.out is not None:  # a client that does not even take 25 bytes
@@ -283,9 +290,12 @@ class Connection(Wire):
             self._moved_bytes = 0
             self.state = FLUSH
             self.deadline = time.monotonic() + shared.limits.write_timeout_s
-            self._watch(OUT)
+            # A client that is still sending a body nobody reads may not listen before it is through with it.
+            self._watch(IN | OUT if self._close_after and exchange.stream is not None else OUT)
         elif exchange.flags & CLOSE:
-            self._finish(linger=bool(self.buffer) or shared.draining or exchange.stream is not None)
+            # Unread bytes at close() would be a reset. Looked for here, because of what came meanwhile.
+            linger = bool(self.buffer) or shared.draining or exchange.stream is not None or self.has_unread()
+            self._finish(linger=linger)
         else:
             self.state = IDLE
             self.deadline = exchange.ended + shared.limits.keep_alive_s
@@ -320,6 +330,19 @@ class Connection(Wire):
         self._watch(IN)
         if self.buffer:
             self._wait_for_turn()
+
+    def _throw_away(self) -> None:
+        """What comes in FLUSH, of a body that nobody reads."""
+        try:
+            data = self.sock.recv(BODY_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            if self.wants_write:  # as in `ready`
+                self._watch(OUT)
+            return
+        except OSError:  # the next write says the same
+            data = b""
+        if not data:
+            self._watch(OUT)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer without the application, and end."""

@@ -61,8 +61,8 @@ class Crew:
         self.resting = threads > 1  # the monitor, if there is one; written by itself and by the leader that wakes it
         self.beat = 0  # requests finished; the leader's to count
         # Who may wait for a client: half of the threads, so that the others are there for requests that block for
-        # other reasons. None where there is one thread: it waits for nobody.
-        self._patience: list[int] = [0] * (threads // 2)
+        # other reasons. None where there are one or two: one leads, and the only other one waits for nobody.
+        self._patience: list[int] = [0] * (threads // 2 if threads > 2 else 0)
         self.many = threads > 1
         self._lead = lead  # returns whether the loop is over; False: it was taken away
         self._threads, self._name = threads, name

@@ -203,6 +203,8 @@ class Engine:
         for connection in list(self._shared.connections.values()):
             if connection.deadline < now:
                 self._guarded(connection, connection.expire)
+        if self._quick_ordered:  # a response that ended since had perhaps promised to keep its connection
+            self._close_idle()
 
     # ---- orders ----------------------------------------------------------------------------------------------------
     def _obey(self) -> None:
@@ -211,9 +213,13 @@ class Engine:
             self._left = True
             self._door.leave()
         if self._quick_ordered:
-            for connection in list(self._shared.connections.values()):
-                if connection.state in (IDLE, HEAD) and not connection.waiting_turn and not connection.has_unread():
-                    connection.close()
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Those in which nothing waits."""
+        for connection in list(self._shared.connections.values()):
+            if connection.state in (IDLE, HEAD) and not connection.waiting_turn and not connection.has_unread():
+                connection.close()
 
     def _app_exits(self, code: int) -> None:
         """The application raised SystemExit; the first one counts."""

@@ -11,6 +11,7 @@ An exchange runs in one thread: inline in the one that leads the loop, or in ano
 the application took, so that the next request of its kind runs where it should.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -108,6 +109,8 @@ class Exchange:
         """Send one block, with the head in front of the first; BrokenPipeError when the client is gone."""
         if not isinstance(data, bytes):
             raise TypeError(f"a response body is made of bytes, not {type(data).__name__}")
+        if self.complete or self.done:  # it would be taken for the beginning of the next response
+            raise RuntimeError("write() was called for a response that is over")
         if not data:
             return
         head = b"" if self.sent else self._head(-1)
@@ -202,7 +205,7 @@ class Exchange:
         try:
             if self.sent or not isinstance(result, FileWrapper) or not self._send_file(result):
                 for data in result:
-                    if data:
+                    if data or type(data) is not bytes:  # what is empty and no bytes is an error all the same
                         self.write(data)
                         if self.bodiless:
                             break  # the head is all there is to send
@@ -299,12 +302,16 @@ class Exchange:
                     self.status_line, self.fields = failures.LINE_GONE, ""
                 duration_s = self.ended - self.started
                 shared.access.note(self.environ, self.status_line, self.fields, self.sent_bytes, duration_s)
-        except Exception:  # a bug of ours must cost one connection, not the worker; logged and counted
-            self.log.exception("internal error in the HTTP engine; this connection is cut. Please report it")
+        except BaseException:  # a bug of ours, or a log handler's, must cost one connection, not the thread
             shared.stats.failures += 1
             self._connection.cut = True
+            with contextlib.suppress(BaseException):  # from such a handler, again
+                self.log.exception("internal error in the HTTP engine; this connection is cut. Please report it")
         if self.body is not None:
-            self.body.close()
+            # Views of its memory are in use, or it was detached: the application's to keep, and no error. What is
+            # unwritten, where the application wrote into it, is nobody's.
+            with contextlib.suppress(BufferError, ValueError, OSError):
+                self.body.close()
         if self._patient:
             shared.crew.give_patience()
         self.done = True

@@ -48,6 +48,7 @@ _CHECKS: Final[tuple[tuple[str, Callable[[str], object]], ...]] = (
     ("HTTP_X_FORWARDED_PORT", _is_port),
     ("HTTP_X_FORWARDED_PREFIX", _is_prefix),
 )
+_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 _CLAIMS: Final = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP")  # what their names begin with
 
 
@@ -93,6 +94,11 @@ class _Proxies:
         for key, is_good in _CHECKS:
             if key in environ:
                 _keep_if(is_good, key, environ)
+        scheme = str(environ.get("HTTP_X_FORWARDED_PROTO") or environ.get("wsgi.url_scheme"))
+        if "HTTP_X_FORWARDED_PORT" in environ and environ["HTTP_X_FORWARDED_PORT"] == _DEFAULT_PORTS.get(scheme):
+            # ProxyFix would write it behind the host, and "example.org:443" is not the host that a browser's Origin
+            # names: Django's CSRF check would refuse every form behind a load balancer that sends this field.
+            environ["SERVER_PORT"] = environ.pop("HTTP_X_FORWARDED_PORT")
         return self._by_hops[hops](environ, start_response)
 
     def _count_hops(self, environ: WSGIEnvironment, claimed: str) -> int:
