@@ -151,6 +151,7 @@ def endless(hazard, *arguments):
     return log
 
 
+@pytest.mark.timeout(120)
 def test_an_import_that_never_ends(hazard):
     """Dumped, killed, tried again, and after three attempts exit 3; the log names the line."""
     log = endless(hazard, "endless")
@@ -158,6 +159,7 @@ def test_an_import_that_never_ends(hazard):
     assert len(re.findall(r"zygote .* died\. .* \(its import took longer than the boot timeout\)", log)) == 3, log
 
 
+@pytest.mark.timeout(120)
 def test_an_import_that_never_ends_in_a_worker(hazard):
     """The same without a zygote that imports."""
     log = endless(hazard, "endless-in-worker", "--no-preload")

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 
+import pytest
 from http_rig import DEADLINE_S, until
 
 from zcluster.http.crew import Crew, Relieved
@@ -121,3 +122,23 @@ class Loop:
             raise Relieved from None
         assert self._leading.acquire(False), "two threads lead"
         crew.beat += 1
+
+
+class Scarcity:
+    """From `begin` to `end` the kernel has no room for the stack of another thread."""
+
+    def begin(self):
+        threading.stack_size(1 << 46)
+        with pytest.raises(RuntimeError):
+            threading.Thread(target=print).start()
+
+    def end(self):
+        threading.stack_size(0)
+
+
+@pytest.fixture
+def no_more_threads():
+    """A machine that may run out of threads."""
+    scarcity = Scarcity()
+    yield scarcity
+    scarcity.end()

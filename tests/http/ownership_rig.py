@@ -38,7 +38,8 @@ class Application:
 
     slow: waits so long, then answers; stream: gives the token in ten pieces in that time; gate: stands before the
     gate of that number, and so does wall, which nobody expects to block; exit: leaves with that code when gate 0
-    opens; fork: forks, what the child does then is its number's business. Anything else answers at once.
+    opens; fork: forks, what the child does then is its number's business; length: reads a body, and answers with its
+    length. Anything else answers at once.
     """
 
     def __init__(self):
@@ -61,6 +62,8 @@ class Application:
             sys.exit(int(number))
         elif what == "fork":
             self._fork(int(number))
+        elif what == "length":
+            token = str(len(environ["wsgi.input"].read()))
         body = token.encode()
         if what == "stream":
             start_response("200 OK", [("Content-Length", str(len(body) * 10))])

@@ -4,19 +4,14 @@ import itertools
 import os
 import random
 import socket
-import struct
 import threading
 
 import pytest
+from clients_rig import patience, reset, temporary_files
 from http_rig import GET, echo, open_fds, plain, serve, until
 
 BIG = os.urandom(1 << 20) * 20
 SLOW = {"keep_alive_s": 0.3, "write_timeout_s": 0.5, "linger_s": 0.3}
-
-
-def reset(client):
-    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
 
 
 def test_big_bodies():
@@ -85,17 +80,6 @@ def test_client_that_catches_up():
         assert got.endswith(b"ab")
 
 
-def patience(rig):
-    """How many threads may begin to wait for a client now."""
-    return len(rig.engine._crew._patience)
-
-
-def temporary_files(rig):
-    """How many responses are spooled."""
-    new = open_fds().items() - rig.fds_before.items()
-    return sum("deleted" in name for _, name in new)
-
-
 def narrow(rig):
     """A client whose window does not grow, so that little of a response is under way."""
     client = rig.client()
@@ -149,6 +133,26 @@ def test_threads_wait_for_clients():
         for client in slow:
             assert client.receive().body == BIG
         until(lambda: patience(rig) == 2, "the slots' return")
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_slow_clients_leave_a_thread_for_what_blocks(threads):
+    """While clients are waited for, requests that are known to block are still run."""
+
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/long":
+            start_response("200 OK", [])
+            return blocks(0, BIG)
+        threading.Event().wait(0.03)
+        return plain()(environ, start_response)
+
+    with serve(app, threads=threads) as rig:
+        client = rig.client()
+        slow = [narrow(rig).send(GET.replace(b"/", b"/long", 1)) for _ in range(3)]
+        until(lambda: rig.calls == 3 and patience(rig) == 0, "the long responses")
+        for _ in range(10):
+            assert client.request(GET).status == 200
+        assert [client.receive().body == BIG for client in slow] == [True] * 3
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -293,6 +293,23 @@ def test_other_threads_have_nothing_to_step_down_from():
         assert loop.leaders == ["crew-1"]
 
 
+def test_stepping_down_at_the_moment_of_being_relieved():
+    """A leader that is about to wait and the monitor take the loop away at the same moment: one of them does."""
+    rng = random.Random(12)
+
+    def waits(request):
+        pause.wait(rng.choice([0.0045, 0.005, 0.0055, 0.0095, 0.01, 0.0105]))
+        answers.append(loop.crew.step_down(request.tenure))
+        pause.wait(0.001)
+
+    answers, pause = [], threading.Event()
+    with Loop(4) as loop:
+        requests = [loop.put(waits if number % 2 else nothing) for number in range(200)]
+        until(lambda: all(request.done for request in requests), "all requests")
+        assert {request.runs for request in requests} == {1}
+        assert answers.count(True) > 50
+
+
 def test_patience_is_half_of_the_threads():
     """Four of eight may wait for clients at a time; who gives it back lets another one."""
     with Loop(8) as loop:
@@ -302,24 +319,6 @@ def test_patience_is_half_of_the_threads():
 
 
 # ---- a machine without threads -------------------------------------------------------------------------------------
-@pytest.fixture
-def no_more_threads():
-    """From `begin` to `end` the kernel has no room for the stack of another thread."""
-
-    class Scarcity:
-        def begin(self):
-            threading.stack_size(1 << 46)
-            with pytest.raises(RuntimeError):
-                threading.Thread(target=print).start()
-
-        def end(self):
-            threading.stack_size(0)
-
-    scarcity = Scarcity()
-    yield scarcity
-    scarcity.end()
-
-
 def test_without_threads_the_leader_does_everything(no_more_threads):
     """Nobody can be started: jobs are run inline, nobody steps down, the stuck leader comes back to its loop."""
     with Loop(4) as loop:

@@ -4,13 +4,12 @@ import contextlib
 import gzip
 import io
 import os
-import socket
-import struct
 import tempfile
 import threading
 from pathlib import Path
 
 import pytest
+from clients_rig import reset
 from django.core.files.base import File as DjangoFile
 from http_rig import GET, HEAD_REQUEST, OLD, open_fds, plain, serve, until
 from werkzeug.utils import send_file
@@ -59,11 +58,6 @@ def sending(opened, *headers, wrap=None, status="200 OK"):
         return (wrap or environ["wsgi.file_wrapper"])(file)
 
     return app
-
-
-def reset(client):
-    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -237,3 +237,22 @@ def test_the_loop_goes_round_when_every_leader_is_relieved():
         assert len(served) > 100
         gaps = [after - before for before, after in itertools.pairwise([began, *ticks, ended])]
         assert max(gaps) < 1.0, "five times a second is the rule"
+
+
+# ---- a machine without threads -----------------------------------------------------------------------------------
+def test_requests_on_a_machine_without_threads(no_more_threads):
+    """No thread can be started: slow requests and streamed bodies run in the loop, and what is behind them after."""
+    with OwnershipRig(threads=4) as rig:
+        no_more_threads.begin()
+        rig.expect_slow("slow", "length")
+        clients = [rig.client().send(get("slow", 10, f"t{number}") * 2) for number in range(5)]
+        for number, client in enumerate(clients):
+            assert [client.receive().body for _ in range(2)] == [f"t{number}".encode()] * 2
+        size = 400_000
+        head = f"POST /length/0/x HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n".encode()
+        client = rig.client().send(head + b"b" * size + get("fast", 0, "behind"))
+        assert client.receive().body == str(size).encode()
+        assert client.receive().body == b"behind"
+        assert client.request(get("fast", 0, "last")).body == b"last"
+        assert not rig.engine._shared.crew._started
+        assert set(rig.app.threads.values()) == {"engine"}

@@ -69,7 +69,7 @@ def test_a_streamed_body_that_the_application_has_detached():
         start_response("200 OK", [])
         return [b"ok"]
 
-    with serve(app, threads=3) as rig:
+    with serve(app, threads=8) as rig:
         for _ in range(3):
             assert rig.client().request(post(KEPT_BYTES, 300_000)).body == b"ok"
         until(lambda: rig.stats.requests == 3, "the end of all requests")

@@ -1,50 +1,15 @@
-"""Request bodies that are longer than what is collected: streamed to a thread, or spooled to a file."""
+"""Request bodies that are longer than what is collected, and stream to a thread that may wait for them."""
 
 import io
 import os
 import socket
-import struct
 import sys
 import threading
 import time
 
 import pytest
-from http_rig import DEADLINE_S, GET, OLD, echo, open_fds, plain, serve, until
-
-PART = bytes(range(256)) * 1024  # 256 KiB: what is collected at most
-BODY = PART + b"the rest\nof it, in\nlines\n" * 9999
-CHUNKED = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def post(length, fields=b"", path=b"/"):
-    """The head of a request with a body of this length."""
-    return b"POST %b HTTP/1.1\r\nHost: h\r\n%bContent-Length: %d\r\n\r\n" % (path, fields, length)
-
-
-def patience(rig):
-    """How many threads may begin to wait for a client now."""
-    return len(rig.engine._crew._patience)
-
-
-def reset(client):
-    """Leave without a word."""
-    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
-
-
-def is_streamed(environ):
-    """Whether the application reads from the client rather than from memory or a file."""
-    return type(environ["wsgi.input"]) is io.BufferedReader
-
-
-def noting(seen, app=echo):
-    """`app`, with `is_streamed` of each request noted in `seen`."""
-
-    def noted(environ, start_response):
-        seen.append(is_streamed(environ))
-        return app(environ, start_response)
-
-    return noted
+from clients_rig import BODY, PART, is_streamed, noting, patience, post, reset
+from http_rig import DEADLINE_S, GET, echo, plain, serve, until
 
 
 def test_body_is_seen_before_it_is_whole():
@@ -294,61 +259,6 @@ def test_failed_body_stays_failed():
         assert (response.status, response.get("Connection")) == (200, "close")
         assert client.at_end()
         assert (errors, rig.calls) == (["body time-out"] * 3, 1)
-
-
-@pytest.mark.parametrize("threads", [1, 8])
-def test_chunked_bodies_are_collected(threads):
-    """Nobody knows how long a chunked body will be, so a long one waits in a file, and then has a length."""
-    seen = []
-
-    def app(environ, start_response):
-        seen.append((environ["CONTENT_LENGTH"], "HTTP_TRANSFER_ENCODING" in environ, is_streamed(environ)))
-        return echo(environ, start_response)
-
-    with serve(app, threads=threads) as rig:
-        client = rig.client().send(CHUNKED)
-        for at in range(0, len(BODY), 30_000):
-            piece = BODY[at : at + 30_000]
-            client.send(b"%x\r\n%b\r\n" % (len(piece), piece))
-        until(lambda: [name for _, name in new_files(rig) if "deleted" in name], "the file")
-        assert rig.calls == 0
-        assert client.send(b"0\r\n\r\n" + GET).receive().body == BODY
-        assert client.receive(head_only=True).status == 500  # its CONTENT_LENGTH is missing
-        until(lambda: not [name for _, name in new_files(rig) if "deleted" in name], "the file's end")
-    assert seen == [(str(len(BODY)), False, False)]
-
-
-def new_files(rig):
-    """What has been opened since the engine was made."""
-    return open_fds().items() - rig.fds_before.items()
-
-
-def test_one_thread_collects():
-    """With one thread a long body is spooled: the only thread never waits for a client."""
-    seen = []
-    with serve(noting(seen), threads=1) as rig:
-        client = rig.client().send(post(len(BODY)) + BODY[:-1])
-        assert rig.client().request(GET).status == 200
-        assert client.send(BODY[-1:]).receive().body == BODY
-        assert client.request(
-            OLD.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 1\r\n\r\nx")
-        ).body
-    assert seen == [False, False, False]
-
-
-def test_no_thread_left_to_wait():
-    """When as many threads as may wait for clients, the next long body is spooled, and arrives all the same."""
-    seen = []
-    with serve(noting(seen), threads=4) as rig:
-        waiting = [rig.client().send(post(len(BODY)) + BODY[:-1]) for _ in range(2)]
-        until(lambda: rig.stats.inflight == 2, "both requests' begin")
-        assert patience(rig) == 0
-        assert rig.client().request(post(len(BODY)) + BODY).body == BODY
-        for client in waiting:
-            assert client.send(BODY[-1:]).receive().body == BODY
-        until(lambda: patience(rig) == 2, "the slots' return")
-        assert rig.client().request(post(len(BODY)) + BODY).body == BODY
-    assert seen == [True, True, False, True]
 
 
 def test_broken_clients_leave_no_slot_taken():

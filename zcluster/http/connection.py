@@ -89,7 +89,7 @@ class Connection(Wire):
         except (BlockingIOError, InterruptedError):
             if self.tls:
                 # Not for IN too, where OpenSSL has to write before it reads on: it would be said again and again. But
-                # at the end it reads no more, and we do.
+                # at the end it reads no more, and we do. Once it can write and read, nothing is left, and IN is back.
                 self._watch((OUT if state < LINGER else IN | OUT) if self.wants_write else IN)
             return
         except OSError:  # reset by the client
@@ -119,7 +119,7 @@ class Connection(Wire):
                 self.abort()
         elif state == LINGER:
             self.close()
-        elif state == WORK or self.waiting_turn or (not self.wants_write and self.has_unread()):
+        elif state == WORK or self.waiting_turn or (self._watched & IN and self.has_unread()):
             pass  # it was not the client who was slow: the application kept the loop busy
         elif state == IDLE:
             self.close()
