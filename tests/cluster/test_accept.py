@@ -63,10 +63,10 @@ def spread(cluster, connections):
     return max(seen) / max(1, min(seen))
 
 
-def best_of(tries, ratio):
+def best_of(ratio):
     """The smallest of some measurements: where CPUs are scarce a worker may be late; unfairness is there always."""
-    found = []
-    while len(found) < tries and (not found or min(found) > 1.25):
+    found, end = [], time.monotonic() + 40.0
+    while not found or (min(found) > 1.25 and time.monotonic() < end):
         found.append(ratio())
     return min(found)
 
@@ -87,7 +87,7 @@ def test_connections_are_spread(request_):
                 for client in clients:
                     client.close()
 
-        assert best_of(5, ratio) <= 1.25
+        assert best_of(ratio) <= 1.25
 
 
 def test_gaps_are_filled():

@@ -24,7 +24,7 @@ def bounded():
 
 
 def answer(client):
-    """The status that comes next, and whether the connection then ended."""
+    """The status that comes next."""
     data = b""
     while b"\r\n\r\n" not in data:
         got = client.recv(65536)
@@ -38,6 +38,15 @@ def at_end(client):
         while client.recv(65536):
             pass
     return True
+
+
+def is_reset(client):
+    try:
+        while client.recv(1 << 20):
+            pass
+    except ConnectionResetError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(
@@ -91,8 +100,7 @@ def test_time_for_a_response(bounded):
         start = time.monotonic()
         assert poll.poll(10_000), "it was not cut"
         assert time.monotonic() - start > 0.3
-        with pytest.raises(ConnectionResetError):
-            client.recv(1 << 20)
+        assert is_reset(client), "it looks like a whole response"
 
 
 def test_keep_alive():
