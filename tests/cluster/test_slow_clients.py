@@ -64,12 +64,13 @@ class Fast:
         self.asked, self.due = 0.0, now + 0.005
 
 
-def measure(cluster, slow, duration_s):
-    """The times of fast requests, in order of size, while the slow clients go on."""
+def measure(cluster, slow, number, duration_s):
+    """The times of fast requests, sorted, while so many slow clients come (into `slow`, to be closed) and go on."""
     poll = select.epoll()
     fast = {client.sock.fileno(): client for client in (Fast(cluster, poll) for _ in range(4))}
     end = time.monotonic() + duration_s
     try:
+        slow.extend(Slow(cluster, number) for number in range(number))
         while (now := time.monotonic()) < end:
             for client in fast.values():
                 client.ask(now)
@@ -99,10 +100,9 @@ def test_slow_clients_slow_nobody_down():
     slow = []
     with running("streams:app", "--threads=8", workers=2, fast=False) as cluster:
         try:
-            alone = measure(cluster, [], 1.0)
+            alone = measure(cluster, slow, 0, 1.0)
             before = wait_for(lambda: rss_bytes(cluster))
-            slow = [Slow(cluster, number) for number in range(128)]
-            times = measure(cluster, slow, 5.0)
+            times = measure(cluster, slow, 128, 5.0)
             wait_for(lambda: sum(w["connections"] for w in cluster.workers()) >= 128, what="all are known to ps")
             grown = rss_bytes(cluster) - before
             assert all(client.moved >= 3 * KIB for client in slow)

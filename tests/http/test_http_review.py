@@ -75,6 +75,28 @@ def test_a_streamed_body_that_the_application_has_detached():
         until(lambda: rig.stats.requests == 3, "the end of all requests")
 
 
+def test_a_detached_stream_of_a_request_that_is_over():
+    """It would take the bytes of the requests that follow on its connection."""
+    kept = []
+
+    def app(environ, start_response):
+        for raw in kept:
+            with pytest.raises(ValueError, match="is over"):
+                raw.read(10)
+        if environ["PATH_INFO"] == "/kept":
+            size = len(environ["wsgi.input"].read())
+            kept.append(environ["wsgi.input"].detach())
+            assert size == KEPT_BYTES
+        start_response("200 OK", [])
+        return [environ["PATH_INFO"].encode()]
+
+    with serve(app, threads=8) as rig:
+        client = rig.client()
+        assert client.request(post(KEPT_BYTES, path=b"/kept")).body == b"/kept"
+        assert client.request(GET).body == b"/"
+    assert len(kept) == 1
+
+
 # ---- logs ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("slow", [False, True])
 def test_a_log_handler_that_exits(slow):

@@ -157,6 +157,8 @@ class Stream(io.RawIOBase):
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         """As io.RawIOBase; 0 only at the end of the body. ClientFault, and from then on always."""
+        if self.closed:
+            raise ValueError("read of the body of a request that is over")
         while not self._ready:
             if self._fault is not None:
                 raise ClientFault(self._fault)

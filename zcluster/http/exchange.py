@@ -312,6 +312,8 @@ class Exchange:
             # unwritten, where the application wrote into it, is nobody's.
             with contextlib.suppress(BufferError, ValueError, OSError):
                 self.body.close()
+        if self.stream is not None:
+            self.stream.close()  # itself too: detached, it would read on in a socket that is the loop's again
         if self._patient:
             shared.crew.give_patience()
         self.done = True
