@@ -261,6 +261,27 @@ def test_a_body_that_comes_in_the_smallest_pieces():
     assert memory_of(fill) < 1 << 19
 
 
+def test_clients_that_are_too_far_behind_leave_threads_for_others():
+    """Of endless responses that nobody reads only some threads wait; the others end, and quick requests go on."""
+
+    def app(environ, start_response):
+        if environ["PATH_INFO"] != "/endless":
+            return plain()(environ, start_response)
+        start_response("200 OK", [])
+        return iter(lambda: b"x" * 65536, None)
+
+    limits = {"response_memory_bytes": 1 << 16, "response_file_bytes": 1 << 20}
+    with serve(app, threads=4, limits=limits) as rig:
+        deaf = [rig.client().send(GET.replace(b"/ ", b"/endless ")) for _ in range(6)]
+        until(lambda: rig.stats.refused.get("client too far behind") == 4, "four of them are cut")
+        other = rig.client()
+        for _ in range(3):
+            assert other.request(GET).body == b"ok"
+        assert rig.stats.inflight == 2
+        for client in deaf:
+            client.close()
+
+
 def test_with_two_threads_no_client_holds_the_only_other_one():
     """One leads; if the other waited for a slow client, all requests that block would wait for it too."""
 

@@ -46,7 +46,6 @@ END = b"\r\n\r\n"
 HEAD_READ_BYTES = (
     16384  # a browser's head ten times over, and the largest TLS record; larger reads cost an allocation
 )
-BODY_READ_BYTES = 65536
 
 
 class Connection(Wire):
@@ -85,7 +84,8 @@ class Connection(Wire):
         if self.waiting_turn:
             return  # level-triggered: it will be said again when the buffer is empty
         try:
-            data = self.sock.recv(HEAD_READ_BYTES if state <= HEAD else BODY_READ_BYTES)
+            intake = self._intake
+            data = self.sock.recv(intake.read_bytes if intake is not None else HEAD_READ_BYTES)
         except (BlockingIOError, InterruptedError):
             if self.tls:
                 # Not for IN too, where OpenSSL has to write before it reads on: it would be said again and again. But
@@ -334,7 +334,7 @@ class Connection(Wire):
     def _throw_away(self) -> None:
         """What comes in FLUSH, of a body that nobody reads."""
         try:
-            data = self.sock.recv(BODY_READ_BYTES)
+            data = self.sock.recv(READ_AHEAD_BYTES)
         except (BlockingIOError, InterruptedError):
             if self.wants_write:  # as in `ready`
                 self._watch(OUT)

@@ -63,6 +63,9 @@ class Crew:
         # Who may wait for a client: half of the threads, so that the others are there for requests that block for
         # other reasons. None where there are one or two: one leads, and the only other one waits for nobody.
         self._patience: list[int] = [0] * (threads // 2 if threads > 2 else 0)
+        # And who may wait when even the disk space for its client is used up: all but two of them. A single thread
+        # may: strictly one request at a time is what was asked for.
+        self._last_resort: list[int] = [0] * (1 if threads == 1 else max(0, threads - 2 - len(self._patience)))
         self.many = threads > 1
         self._lead = lead  # returns whether the loop is over; False: it was taken away
         self._threads, self._name = threads, name
@@ -193,24 +196,24 @@ class Crew:
 
     def step_down(self, tenure: "list[Job] | None") -> bool:
         """The caller, inside a request, is about to wait: true when it does not hold the loop (any more)."""
-        if not tenure:
-            return True  # never held it, or lost it meanwhile
+        if not tenure or not self.many:
+            return True  # never held it, or lost it meanwhile; or there is nobody else it could matter to
         if not self._resters and not self._start():
             return False  # nobody to take it
         self._relieve()
         return True
 
-    def take_patience(self) -> bool:
+    def take_patience(self, *, last_resort: bool = False) -> bool:
         """Whether one more thread may wait for its client; given back by `give_patience`."""
         try:
-            self._patience.pop()
+            (self._last_resort if last_resort else self._patience).pop()
         except IndexError:
             return False
         return True
 
-    def give_patience(self) -> None:
+    def give_patience(self, *, last_resort: bool = False) -> None:
         """A thread has stopped waiting for its client."""
-        self._patience.append(0)
+        (self._last_resort if last_resort else self._patience).append(0)
 
     def wake_monitor(self) -> None:
         """A request begins while the monitor rests."""

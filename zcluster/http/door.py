@@ -26,8 +26,16 @@ from .shared import Shared
 from .tls import wrap
 
 ADDRESSES: Final = 256  # local ones remembered; a host may own a whole IPv6 prefix
-# accept() fails for want of something that time may bring
-_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# accept() fails for want of something that an operator can give
+_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE})
+# accept(2): what had happened to the connection before it was taken, of no meaning for the next one
+_GONE: Final = frozenset(
+    {
+        *(errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET),
+        *(errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EPERM, errno.EINTR),
+    }
+)
+_EPOLL_FULL: Final = frozenset({errno.ENOSPC, errno.ENOMEM})
 _NEVER: Final = float("inf")
 
 
@@ -152,10 +160,11 @@ class Door:
         except BlockingIOError:  # another worker was faster
             return False
         except OSError as error:
-            if error.errno in _SCARCE:
-                self._pause(f"{error.strerror}; raise the limit on open files (ulimit -n)")
-                return False
-            return True  # the client had gone before it was accepted (ECONNABORTED and its like)
+            if error.errno in _GONE:
+                return True
+            advice = "; raise the limit on open files (ulimit -n)" if error.errno in _SCARCE else ""
+            self._pause(f"{error.strerror}{advice}")
+            return False
         self._scarcity_logged = False
         self._welcome(fd, sock, peer)
         return True
@@ -170,10 +179,13 @@ class Door:
             base = self._base(fd, sock)
             if self._tls is not None:
                 sock = wrap(self._tls, sock)
-        except OSError:  # reset between accept and the question for its address
+            connection = Connection(sock, base, host, port, shared, tls=self._tls is not None)
+        except OSError as error:
             sock.close()
-            return
-        shared.connections[sock.fileno()] = Connection(sock, base, host, port, shared, tls=self._tls is not None)
+            if error.errno in _EPOLL_FULL:
+                self._pause(f"{error.strerror} (epoll; see fs.epoll.max_user_watches)")
+            return  # else reset between accept and the question for its address
+        shared.connections[sock.fileno()] = connection
         shared.stats.connections += 1
         if shared.crowd is not None:
             shared.crowd.settle(shared.stats.connections)

@@ -43,9 +43,9 @@ class Exchange:
     """One request and its response; lives in one thread."""
 
     __slots__ = (
-        "_chunked", "_connection", "_cpu_s", "_given", "_left", "_patient", "_shared", "_trimmed", "bodiless", "body",
-        "complete", "done", "ended", "environ", "fields", "flags", "method", "path", "sent", "sent_bytes", "started",
-        "status_line", "stream", "tenure",
+        "_chunked", "_connection", "_cpu_s", "_given", "_last_resort", "_left", "_patient", "_shared", "_trimmed",
+        "bodiless", "body", "complete", "done", "ended", "environ", "fields", "flags", "method", "path", "sent",
+        "sent_bytes", "started", "status_line", "stream", "tenure",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,7 @@ class Exchange:
         self._shared = shared
         self.status_line = ""
         self._patient = stream is not None  # may wait for the client
+        self._last_resort = False  # may, because nothing else is left
         self._cpu_s = 0.0
 
     @property
@@ -260,15 +261,15 @@ class Exchange:
             self._cpu_s = time.thread_time()
         return guess == SURELY_SLOW and shared.crew.many
 
-    def may_wait(self) -> bool:
+    def may_wait(self, *, last_resort: bool = False) -> bool:
         """The client is slow: whether this thread may wait for it, instead of leaving the rest to a file."""
         crew = self._shared.crew
-        if not self._patient and crew.take_patience():
+        if not (self._patient or self._last_resort) and crew.take_patience(last_resort=last_resort):
             if crew.step_down(self.tenure):
-                self._patient = True
+                self._patient, self._last_resort = not last_resort, last_resort
             else:
-                crew.give_patience()
-        return self._patient
+                crew.give_patience(last_resort=last_resort)
+        return self._patient or self._last_resort
 
     def perform(self) -> None:
         """Run in a thread that does not lead, and give the connection back to the loop."""
@@ -314,8 +315,8 @@ class Exchange:
                 self.body.close()
         if self.stream is not None:
             self.stream.close()  # itself too: detached, it would read on in a socket that is the loop's again
-        if self._patient:
-            shared.crew.give_patience()
+        if self._patient or self._last_resort:
+            shared.crew.give_patience(last_resort=self._last_resort)
         self.done = True
 
     def _learn(self, now: float) -> None:

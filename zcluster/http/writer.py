@@ -124,7 +124,13 @@ class Writer:
         elif not out.has_file:
             out.spool(b"")  # from here on there is one, and everything goes there
         elif out.file_bytes > limits.response_file_bytes:
-            self._wait(out, 0)  # nothing else is left for an endless response
+            # Nothing is left for an endless response but to wait all the same; and when too many do that, to end it.
+            if exchange is not None and exchange.may_wait(last_resort=True):
+                self._wait(out, 0)
+            else:
+                self._shared.stats.refuse("client too far behind")
+                self.cut = True
+                raise ConnectionAbortedError
 
     def _wait(self, out: Outbox, down_to_bytes: int) -> None:
         """For the client to take that much; each step within the write time-out."""
