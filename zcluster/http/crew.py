@@ -196,8 +196,8 @@ class Crew:
 
     def step_down(self, tenure: "list[Job] | None") -> bool:
         """The caller, inside a request, is about to wait: true when it does not hold the loop (any more)."""
-        if not tenure or not self.many:
-            return True  # never held it, or lost it meanwhile; or there is nobody else it could matter to
+        if not tenure:
+            return True  # never held it, or lost it meanwhile
         if not self._resters and not self._start():
             return False  # nobody to take it
         self._relieve()

@@ -265,7 +265,7 @@ class Exchange:
         """The client is slow: whether this thread may wait for it, instead of leaving the rest to a file."""
         crew = self._shared.crew
         if not (self._patient or self._last_resort) and crew.take_patience(last_resort=last_resort):
-            if crew.step_down(self.tenure):
+            if not crew.many or crew.step_down(self.tenure):
                 self._patient, self._last_resort = not last_resort, last_resort
             else:
                 crew.give_patience(last_resort=last_resort)
