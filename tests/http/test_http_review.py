@@ -277,7 +277,7 @@ def test_clients_that_are_too_far_behind_leave_threads_for_others():
         other = rig.client()
         for _ in range(3):
             assert other.request(GET).body == b"ok"
-        assert rig.stats.inflight == 2
+        until(lambda: rig.stats.inflight == 2, "two that wait")
         for client in deaf:
             client.close()
 
