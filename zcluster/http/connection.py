@@ -130,7 +130,7 @@ class Connection(Wire):
     def advance(self, data: bytes) -> None:
         """Answer what is complete in `data`, keep the rest. Relieved when the loop was lost on the way."""
         shared = self._shared
-        turns = shared.limits.pipelined
+        turns = 1
         while True:
             end = data.find(END, self._scanned) + 4
             if end < 4:
@@ -159,8 +159,8 @@ class Connection(Wire):
             data = self.buffer
             if not data:
                 return
-            turns -= 1
-            if not turns:
+            turns += 1
+            if turns > shared.limits.pipelined:
                 self._wait_for_turn()
                 return
 
@@ -184,7 +184,15 @@ class Connection(Wire):
             crew.off_loop.discard(exchange)
             shared.come_back(self)
             raise Relieved from None
-        self.settle()
+        if exchange.flags or self.cut or self.broken or self.out is not None or self._watched != IN:
+            self.settle()
+            return
+        # The rule, without the questions of `settle`.
+        self.exchange = None
+        crew.beat += 1
+        shared.stats.requests += 1
+        self.state = IDLE
+        self.deadline = exchange.ended + shared.keep_alive_s
 
     def _wait_for_turn(self) -> None:
         """More is in the buffer, but others want to be served too; nothing is read meanwhile."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
+_BODILESS = frozenset({"204", "304"})
 JOIN_BYTES = 16384  # up to here copying the body behind its head is cheaper than a second buffer in the call
 
 
@@ -66,7 +67,6 @@ class Exchange:
         self.sent_bytes = 0  # of the body
         self.complete = False
         self.done = False
-        self.bodiless = False
         self._connection = connection
         self._shared = shared
         self.status_line = ""
@@ -96,13 +96,11 @@ class Exchange:
         self.fields, self._left, self._given, close = take_fields(headers)
         if close:
             self.flags |= CLOSE
-        code = status[:3]
-        if code in ("204", "304"):
+        self.bodiless = self.method == "HEAD"
+        if status[:3] in _BODILESS:
             self.bodiless = True
-            if code == "204":
+            if status[:3] == "204":
                 self._left = -1  # RFC 9110, 8.6: a 204 has no Content-Length
-        else:
-            self.bodiless = self.method == "HEAD"
         self.status_line = line
         return self.write
 

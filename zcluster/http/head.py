@@ -26,8 +26,11 @@ LARGEST = 2**64 - 1  # a length beyond it is read as something else by every par
 
 _TCHAR = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 is_token = re.compile(rf"{_TCHAR}++").fullmatch
-# Of the registered methods those that applications serve; the others, and the unregistered, go the long way.
-_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
+# A request line that nothing can be said against. Of the registered methods those that applications serve; the
+# others, and the unregistered, go the long way.
+_ordinary = re.compile(
+    r"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) ((/[!\"$->@-~]*+)(?:\?([!\"$-~]*+))?+) HTTP/1\.1\r\n"
+).match
 _absolute = re.compile(r"(?i:https?)://([^/?]++)(/[^?]*+)?(?:\?(.*+))?").fullmatch
 _is_target = re.compile(r"[!\"$-~]++").fullmatch  # visible ASCII without '#'
 _version = re.compile(r"HTTP/([0-9])\.([0-9])").fullmatch
@@ -171,30 +174,20 @@ class HeadParser:
 
     def parse(self, head: bytes, environ: WSGIEnvironment) -> int:
         """Complete `environ` from `head` (up to and with its CR LF CR LF) and return the bits found; Refusal."""
-        lines = head.decode("latin-1").split("\r\n")
-        line = lines[0]
+        text = head.decode("latin-1")
         authority = ""
-        try:
-            method, target, protocol = line.split(" ")
-            ordinary = (
-                protocol == "HTTP/1.1"
-                and method in _METHODS
-                and target[:1] == "/"
-                and target.isascii()
-                and target.isprintable()
-                and "#" not in target
-                and len(head) <= self._short_bytes
-            )
-        except ValueError:
-            ordinary = False
-        if ordinary:
+        match = _ordinary(text) if len(head) <= self._short_bytes else None
+        if match is not None:
+            method, target, path, query = match.groups("")
             minor = "1"
-            path, _, query = target.partition("?")
+            lines = fields = text[match.end() : -4].split("\r\n") if match.end() < len(text) - 2 else []
         else:
-            if not line:  # RFC 9112, 2.2: ignore an empty line, which old clients send behind a body
+            lines = text.split("\r\n")
+            if not lines[0]:  # RFC 9112, 2.2: ignore an empty line, which old clients send behind a body
                 del lines[0]
             method, target, path, query, minor, authority = _request_line(lines[0], self._limits)
             self._measure(head, lines)
+            fields = lines[1:-2]
         if 0 in "".join(lines).encode("latin-1").translate(TEXT_BYTES):
             raise Refusal(400, "bare CR or LF" if bare_end(head) else "control character")
         environ["REQUEST_METHOD"] = method
@@ -202,15 +195,19 @@ class HeadParser:
         environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
         environ["QUERY_STRING"] = query
 
-        fields = lines[1:-2]
         if len(fields) > self._limits.header_count:
             raise Refusal(431, "too many header fields")
         keys = _KEYS
         size = len(environ) + len(fields)
         try:
-            for line in fields:
-                name, value = line.split(":", 1)
-                environ[keys[name]] = value.strip(" \t")
+            if ":  " in text or " \r\n" in text or "\t" in text:  # blanks that may be around a value
+                for line in fields:
+                    name, value = line.split(":", 1)
+                    environ[keys[name]] = value.strip(" \t")
+            else:
+                for line in fields:
+                    name, value = line.split(": ", 1)  # ValueError where there is none: the long way
+                    environ[keys[name]] = value
             if len(environ) != size:  # a name came twice
                 self._fields(fields, environ)
         except (KeyError, ValueError):

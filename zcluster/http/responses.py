@@ -98,8 +98,12 @@ def take_fields(headers: Iterable[tuple[str, str]]) -> tuple[str, int, int, bool
             if kind == _DROP:
                 continue
             given |= kind
-        line = name + ": " + value  # TypeError for what is no str
-        if not line.isprintable() and _ends_line(line):  # nearly every line is, and this costs a tenth of a search
-            raise ValueError("a response header value contains CR, LF or NUL")
-        text += line + "\r\n"
+        try:
+            if not value.isprintable() and _ends_line(
+                value
+            ):  # nearly every one is, and this costs a tenth of a search
+                raise ValueError("a response header value contains CR, LF or NUL")
+        except AttributeError:
+            raise TypeError(f"the value of {name} is {value!r:.200}, not a str") from None
+        text = f"{text}{name}: {value}\r\n"
     return text, length, given, close

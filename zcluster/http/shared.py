@@ -56,7 +56,7 @@ class Shared:
     __slots__ = (
         "access", "again", "app", "connections", "crew", "crowd", "date", "date_and_server",
         "date_until", "draining",
-        "epoll", "forked", "leave", "limits", "log", "parser", "predictor", "returned",
+        "epoll", "forked", "keep_alive_s", "leave", "limits", "log", "parser", "predictor", "returned",
         "sleeping", "stats", "wake_fd",
     )  # fmt: skip
 
@@ -73,6 +73,7 @@ class Shared:
     ) -> None:
         self.app = app
         self.limits = limits
+        self.keep_alive_s = limits.keep_alive_s  # again, for each request needs it
         self.log = log
         self.epoll: select.epoll  # made by `Engine.run`
         self.leave = leave  # the application wants the worker to end, with this exit code
