@@ -30,7 +30,12 @@ from typing import Protocol
 # How long a request may hold the loop before it is taken away. Below, the monitor itself costs: it wakes so often
 # only while requests are running, and each time somebody must give it the GIL.
 TICK_S = 0.005
-REST_TICKS = 4  # without any request in between: then the monitor rests until the loop calls it
+# When for half a second (of ticks) nothing had to be taken away, requests are quick, or known: the first one that is
+# not costs the others up to 40 ms instead of 10. Measured on a virtual machine, where a timer costs 0.17 ms, with a
+# Werkzeug hello, 21,000 requests a second in each of two workers: 37 us of CPU per request with ticks of 5 ms for
+# ever, 31 with these.
+CALM_TICKS, CALM_TICK_S = 100, 0.02
+REST_TICKS = 2  # without any request in between: then the monitor rests until the loop calls it
 
 
 class Relieved(BaseException):
@@ -240,10 +245,10 @@ class Crew:
         self._call_one()
 
     def _watch(self) -> None:
-        idle, seen = 0, -1
+        idle, calm, seen = 0, 0, -1
         while not self._over:
             if idle < REST_TICKS:
-                self._bell.acquire(timeout=TICK_S)
+                self._bell.acquire(timeout=TICK_S if calm < CALM_TICKS else CALM_TICK_S)
             else:
                 self.resting = True
                 # A leader looks at `resting` after it has filled `inline`, we the other way round: one of us sees it.
@@ -251,9 +256,11 @@ class Crew:
                     self._bell.acquire()
                 idle, seen, self.resting = 0, -1, False
                 continue
+            calm += 1
             if not self.inline:
                 idle += 1
             elif self.beat == seen:
+                calm = 0
                 self._relieve()
             else:
                 idle = 0
