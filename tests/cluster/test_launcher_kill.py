@@ -49,19 +49,17 @@ def ticks(cluster):
 
 def stuck(cluster):
     """Wait for the one worker whose Python does not run any more; returns its pid."""
-    last, moves = ticks(cluster), dict.fromkeys(ticks(cluster), 0)
+    last = ticks(cluster)
+    moves = {pid: dict.fromkeys(last.keys() - {pid}, 0) for pid in last}  # of each other one since this one's last
 
     def look():
         for pid, now in ticks(cluster).items():
             if now != last[pid]:
                 last[pid] = now
-                moves[pid] += 1
-        still = [pid for pid, number in moves.items() if number == 0]
-        if all(number >= MOVES for number in moves.values() if number):
-            if len(still) == 1:
-                return still[0]
-            moves.update(dict.fromkeys(moves, 0))  # it was not stuck yet
-        return None
+                moves[pid] = dict.fromkeys(moves[pid], 0)
+                for other in moves[pid]:
+                    moves[other][pid] += 1
+        return next((pid for pid in moves if min(moves[pid].values()) >= MOVES), None)
 
     return wait_for(look, what="a worker is stuck")
 
