@@ -14,6 +14,7 @@ from zcluster.core.ledger import Ledger
 from zcluster.core.messages import WorkerInfo
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import LockFile
+from zcluster.unix.state import CheckpointFile
 
 BOOT = b"b" * 16
 
@@ -126,3 +127,15 @@ def be_worker_in_memory(block, locks_path):
 def disinherit(locks):
     """In a forked child: close the parent's lock file, as an exec'd process never had it."""
     os.close(locks.fd)
+
+
+def checkpoint(state, totals, ledger_id=b"L" * 16, number=1):
+    """What the service does, in a process of its own."""
+
+    def body():
+        disinherit(state._locks)
+        with CheckpointFile(state.path) as file:
+            assert file.try_turn()
+            file.write(ledger_id, number, totals)
+
+    in_child(body)

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from ledger_support import BOOT, disinherit, forever, in_child, kill, start_ready, until
+from ledger_support import BOOT, checkpoint, disinherit, forever, in_child, kill, start_ready, until
 
 from zcluster.core.checkpoint import Checkpoint, unseal
 from zcluster.unix.state import CheckpointFile, drain_fifo, open_fifo, open_state, poke
@@ -14,18 +14,6 @@ def state(tmp_path):
     found = open_state(tmp_path / "state")
     yield found
     found.close()
-
-
-def checkpoint(state, totals, ledger_id=b"L" * 16, number=1):
-    """What the service does, in a process of its own."""
-
-    def body():
-        disinherit(state._locks)
-        with CheckpointFile(state.path) as file:
-            assert file.try_turn()
-            file.write(ledger_id, number, totals)
-
-    in_child(body)
 
 
 def test_without_hard_links_the_previous_checkpoint_is_kept_all_the_same(state):

@@ -9,14 +9,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from ledger_support import BOOT, be_worker, disinherit, forever, in_child, kill, start_ready
+from ledger_support import BOOT, be_worker, checkpoint, forever, in_child, kill, start_ready
 
 from zcluster.core.checkpoint import Checkpoint, seal, unseal
 from zcluster.counter import Counter
 from zcluster.errors import SpawnError
 from zcluster.unix.ledgerfile import create, open_ledger
 from zcluster.unix.locks import LockFile
-from zcluster.unix.state import CheckpointFile, open_state
+from zcluster.unix.state import open_state
 
 
 @pytest.fixture
@@ -41,18 +41,6 @@ def new_ledger(run_dir, state, base=None, name="ledger", boot=BOOT, ledger_id=b"
     file.ledger.use_lane(0)
     state.adopt(run_dir / name, run_dir / "locks", ledger_id)
     return file
-
-
-def checkpoint(state, totals, ledger_id=b"L" * 16, number=1):
-    """What the service does, in a process of its own."""
-
-    def body():
-        disinherit(state._locks)
-        with CheckpointFile(state.path) as file:
-            assert file.try_turn()
-            file.write(ledger_id, number, totals)
-
-    in_child(body)
 
 
 def test_a_new_directory_starts_at_zero_and_keeps_its_id(tmp_path):

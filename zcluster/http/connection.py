@@ -43,9 +43,8 @@ if TYPE_CHECKING:
     from .shared import Shared
 
 END = b"\r\n\r\n"
-HEAD_READ_BYTES = (
-    16384  # a browser's head ten times over, and the largest TLS record; larger reads cost an allocation
-)
+# A browser's head ten times over, and the largest TLS record; larger reads cost an allocation.
+HEAD_READ_BYTES = 16384
 
 
 class Connection(Wire):
@@ -256,8 +255,7 @@ class Connection(Wire):
         exchange = Exchange(self, self._shared, intake.environ, intake.flags)
         exchange.body = intake.finish()
         self._start(exchange)
-        if self.state == IDLE and self.buffer:
-            self._wait_for_turn()
+        self._go_on()
 
     def _stream(self) -> bool:
         """Let the application have the body as it comes, in a thread that may wait; false when none may."""
@@ -270,8 +268,7 @@ class Connection(Wire):
         exchange = Exchange(self, shared, intake.environ, intake.flags, stream)
         exchange.body = intake.environ["wsgi.input"] = io.BufferedReader(stream, READ_AHEAD_BYTES)
         self._start(exchange)
-        if self.state == IDLE and self.buffer:  # no other thread could be had
-            self._wait_for_turn()
+        self._go_on()  # it is over already where no other thread could be had
         return True
 
     def _moved(self, count: int, timeout_s: float) -> None:
@@ -294,25 +291,35 @@ class Connection(Wire):
         if self.broken or self.cut:
             self.end()
         elif self.out is not None:
-            self._close_after = bool(exchange.flags & CLOSE)
-            self._moved_bytes = 0
-            self.state = FLUSH
-            self.deadline = time.monotonic() + shared.limits.write_timeout_s
+            close = bool(exchange.flags & CLOSE)
             # A client that is still sending a body nobody reads may not listen before it is through with it.
-            self._watch(IN | OUT if self._close_after and exchange.stream is not None else OUT)
+            self._await_client(IN | OUT if close and exchange.stream is not None else OUT, close=close)
         elif exchange.flags & CLOSE:
             # Unread bytes at close() would be a reset. Looked for here, because of what came meanwhile.
             linger = bool(self.buffer) or shared.draining or exchange.stream is not None or self.has_unread()
             self._finish(linger=linger)
         else:
-            self.state = IDLE
-            self.deadline = exchange.ended + shared.limits.keep_alive_s
-            if self._watched != IN:
-                self._watch(IN)
+            self._rest(exchange.ended)
 
     def come_back(self) -> None:
         """From the thread that ran the request, by way of the loop's queue."""
         self.settle()
+        self._go_on()
+
+    def _await_client(self, mask: int, *, close: bool) -> None:
+        """What is in the outbox leaves as the client takes it; `close` says what follows."""
+        self.state, self._close_after, self._moved_bytes = FLUSH, close, 0
+        self.deadline = time.monotonic() + self._shared.limits.write_timeout_s
+        self._watch(mask)
+
+    def _rest(self, since: float) -> None:
+        """Until the next request comes, or the keep-alive time is over."""
+        self.state = IDLE
+        self.deadline = since + self._shared.keep_alive_s
+        self._watch(IN)
+
+    def _go_on(self) -> None:
+        """If the next request is here already, it is taken in turn."""
         if self.state == IDLE and self.buffer:
             self._wait_for_turn()
 
@@ -333,11 +340,8 @@ class Connection(Wire):
             self._watch(IN)
             self._finish(linger=True)
             return
-        self.state = IDLE
-        self.deadline = time.monotonic() + self._shared.limits.keep_alive_s
-        self._watch(IN)
-        if self.buffer:
-            self._wait_for_turn()
+        self._rest(time.monotonic())
+        self._go_on()
 
     def _throw_away(self) -> None:
         """What comes in FLUSH, of a body that nobody reads."""
@@ -363,6 +367,4 @@ class Connection(Wire):
         elif self.out is None:
             self._finish(linger=True)
         else:
-            self._close_after, self.state = True, FLUSH
-            self.deadline = time.monotonic() + self._shared.limits.write_timeout_s
-            self._watch(OUT)
+            self._await_client(OUT, close=True)

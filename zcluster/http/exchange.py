@@ -147,7 +147,7 @@ class Exchange:
             framing = f"Content-Length: {self._left}\r\n"
         elif length >= 0:
             # To HEAD an empty list says nothing (frameworks strip the body); a 204 or 304 has no length.
-            if not self.bodiless or (length and self.status_line[9:12] not in ("204", "304")):
+            if not self.bodiless or (length and self.status_line[9:12] not in _BODILESS):
                 framing = f"Content-Length: {length}\r\n"
         elif self.bodiless:
             pass

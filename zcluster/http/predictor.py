@@ -76,10 +76,6 @@ class Predictor:
             )
         return SURELY_SLOW if known >= WEAK_SLOW else UNSURE
 
-    def is_slow(self, method: str, path: str) -> bool:
-        """Should this request run beside the loop?"""
-        return self.guess(method, path) == SURELY_SLOW
-
     def suspect(self, method: str, path: str, now: float) -> None:
         """This one took long, and nobody knows whether it waited: the next one of its kind is to be measured."""
         if len(self._suspects) >= SUSPECTS:
