@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from zcluster.subscriptions import Subscriptions
+
 if TYPE_CHECKING:
     from zcluster.core.ledger import Ledger
     from zcluster.core.messages import WorkerInfo
@@ -41,7 +43,8 @@ lane: int = -1
 worker: "WorkerInfo | None" = None
 wake: Callable[[], None] | None = None  # a counter became dirty: flush soon; must not raise or block
 poke: Callable[[], None] | None = None  # somebody waits for a checkpoint; must not raise or block
-link: Any = None
+mailbox: Any = None  # of a worker: what `messaging` sends with
+subscriptions = Subscriptions()  # what the application has registered for messages
 counting: Counting | None = None  # set when the application has imported `counter`
 fds: list[int] = []  # ours (ledger, locks, bus, leash): closed in a child that the application forks
 at_unbind: list[Callable[[], None]] = []  # doors that keep something of the above drop it here
@@ -59,11 +62,11 @@ def guard_forks() -> None:
 
 def unbind_in_child() -> None:
     """Become a stranger to the cluster. Touches no shared memory: in the child it is not mapped (MADV_DONTFORK)."""
-    global role, ledger, locks, lane, worker, wake, poke, link
+    global role, ledger, locks, lane, worker, wake, poke, mailbox
     if role == "forked":
         return  # a fork of a fork: the numbers of our descriptors may be the application's by now
     role = "forked"
-    ledger = locks = worker = wake = poke = link = None
+    ledger = locks = worker = wake = poke = mailbox = None
     lane = -1
     for forget in at_unbind:
         forget()

@@ -6,8 +6,14 @@ ClusterError             base; also raised for misuse of the API by the caller
 |- AppError              the application: not found, raises at import, ...    exit 3
 |- SpawnError            the machine: port in use, no tmpfs, no memory        exit 4
 |- RestartLimitReached   workers died too often                               exit 5
+|- ReloadFailed          the new code or configuration was not taken; the old one serves
 `- BusError              a peer or the link to it
-   `- BadFrame           a frame that is not one of our messages: counted and dropped, never fatal
+   |- BadFrame           a frame that is not one of our messages: counted and dropped, never fatal
+   |- PeerGone           whom a message was for is not there (any more)
+   |- NoReply            no reply came in time; also a TimeoutError
+   |- RequestFailed      the function that should have replied raised
+   |- TooLarge           a message larger than the bus carries; also a ValueError
+   `- QueueFull          (core.outbox) more is waiting to be sent than may
 ```
 Anything else that escapes is our own bug and ends with exit 70 (EX_SOFTWARE of sysexits.h).
 A text says what was wrong, where, and what to do about it.
@@ -52,3 +58,23 @@ class BusError(ClusterError):
 
 class BadFrame(BusError):
     """A frame that cannot be decoded into one of our messages."""
+
+
+class ReloadFailed(ClusterError):
+    """The new generation could not be imported, or did not become ready; the one before goes on serving."""
+
+
+class PeerGone(BusError):
+    """Whom a message was for has ended, or never was."""
+
+
+class NoReply(BusError, TimeoutError):
+    """No reply came in time; the request may have been acted upon all the same."""
+
+
+class RequestFailed(BusError):
+    """The function that should have replied raised; the text is its exception's."""
+
+
+class TooLarge(BusError, ValueError):
+    """A message larger than the bus carries."""

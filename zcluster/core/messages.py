@@ -1,5 +1,7 @@
 """Every message of zcluster, on one screen: what the bus carries and what the launcher's sockets carry.
 
+(What users say to each other stands in `core/mail`.)
+
 Invariant: a message says *what is*, never *what changed* (totals, heads, tables), so that loss, repetition and
 reordering are harmless. Times are seconds, `start` is a process's start time in clock ticks since boot (field 22 of
 proc(5) stat): (pid, start) names a process for ever, a pid alone does not.
@@ -8,6 +10,8 @@ proc(5) stat): (pid, start) names a process for ever, a pid alone does not.
 from typing import Literal
 
 from msgspec import Raw, Struct
+
+from zcluster.core.mail import Got, Mail, Members, Missing, Publication, Replayed
 
 VERSION = 1  # first byte of every frame
 TOTALS, TICK, EVENTS = "totals", "tick", "events"  # the topics of `pub`; probes are "probe:" + link in hex
@@ -64,6 +68,7 @@ class Snapshot(Struct, frozen=True, array_like=True):
     received: dict[str, int] = {}  # messages the master admitted, by socket
     slow: dict[int, tuple[SlowRequest, ...]] = {}  # by worker id, of its last heartbeat, oldest first
     refused: dict[str, int] = {}  # requests that no app saw, by reason, as the living workers have counted them
+    members: Members | None = None
 
 
 # ---- ctl, peer -> master ------------------------------------------------------------------------------------------
@@ -74,6 +79,8 @@ class Hello(Struct, frozen=True, array_like=True, tag="hello"):
     role: Literal["worker", "handle", "service"]
     pid: int  # must be what the kernel attests
     worker: WorkerInfo | None = None
+    mailbox: str = ""  # the name under which it sends and receives mail; empty: it does neither
+    owner: bool = False  # the handle that started the cluster
 
 
 class Ready(Struct, frozen=True, array_like=True, tag="ready"):
@@ -166,7 +173,7 @@ class Probe(Struct, frozen=True, array_like=True, tag="probe"):
 
 
 class Event(Struct, frozen=True, array_like=True, tag="event"):
-    """Something happened to a worker or to the cluster: fork online listening disconnect exit error running."""
+    """Something happened to a worker or to the cluster: fork online listening disconnect exit error running reload."""
 
     epoch: int
     number: int
@@ -185,9 +192,10 @@ class Increments(Struct, frozen=True, array_like=True, tag="inc"):
 
 
 Message = (
-    Hello | Ready | Beat | Leaving | Resync | Ask  # up
-    | Welcome | Refused | Drain | Answer  # down
-    | Totals | Tick | Probe | Event  # pub
+    Hello | Ready | Beat | Leaving | Resync | Ask | Missing  # up
+    | Welcome | Refused | Drain | Answer | Replayed  # down
+    | Mail | Got  # both
+    | Totals | Tick | Probe | Event | Members | Publication  # pub
     | Increments  # evt
 )  # fmt: skip
 
@@ -248,6 +256,31 @@ class Died(Struct, frozen=True, array_like=True, tag="died"):
     signal: int | None
 
 
+class Size(Struct, frozen=True, array_like=True, tag="size"):
+    """Master -> launcher: keep; launcher -> every new master, before Proceed: the slots that are wanted."""
+
+    slots: tuple[int, ...]
+    env: dict[int, dict[str, str]] = {}  # by slot: what its workers have in their environment besides
+
+
+class Reload(Struct, frozen=True, array_like=True, tag="reload"):
+    """Master -> launcher: keep; launcher -> every new master, before Proceed: a reload that has not ended."""
+
+    tokens: tuple[str, ...]  # of those who asked; empty: it has ended
+
+
+class Commit(Struct, frozen=True, array_like=True, tag="commit"):
+    """Master -> launcher: keep; launcher -> every new master, before Proceed: the generation that serves."""
+
+    generation: int
+
+
+class EndZygote(Struct, frozen=True, array_like=True, tag="end-zygote"):
+    """Master -> launcher: close its control socket; it leaves. (The master closes its copy.)"""
+
+    generation: int
+
+
 class Stop(Struct, frozen=True, array_like=True, tag="stop"):
     """End the cluster. Master -> launcher: asked for on the bus. Launcher -> master: do; told to every new one."""
 
@@ -294,6 +327,7 @@ class Fork(Struct, frozen=True, array_like=True, tag="fork"):
     """Master -> zygote."""
 
     worker: WorkerInfo
+    env: dict[str, str] = {}  # added to the worker's environment
 
 
 class Forked(Struct, frozen=True, array_like=True, tag="forked"):
@@ -324,6 +358,7 @@ class Synced(Struct, frozen=True, array_like=True, tag="synced"):
 
 
 Control = (
-    Boot | StartZygote | ZygoteUp | StartService | ServiceUp | Proceed | Died | Stop | Received | Running | Failed
+    Boot | StartZygote | ZygoteUp | EndZygote | StartService | ServiceUp | Proceed | Died | Stop | Received | Running
+    | Failed | Size | Reload | Commit
     | Imported | ImportFailed | Fork | Forked | ForkFailed | Sync | Synced
 )  # fmt: skip
