@@ -25,8 +25,10 @@ EVT_CUT_BYTES: Final = 2 * EVT_MAX_BYTES
 SUBSCRIPTION_CUT_BYTES: Final = 1 << 10
 
 # High-water marks are per connection and count messages, so the bytes behind one peer are at most mark * frame size.
-CTL_HWM: Final = 256  # one peer has a heartbeat a second and few questions open; a stopped one is replaced after 30 s
-PUB_HWM: Final = 1000  # 20 totals, a tick and some events a second: 45 s of silence of a peer before anything is lost
+CTL_HWM: Final = 4096  # 64 senders of mail with a full window of 32 pieces each, and as many bigger ones as few have
+# 20 totals, a tick and some events a second: 45 s of silence of a peer before anything is lost; of publications as
+# much as 64 MiB, the largest message twice. What does not fit is found missing by its number.
+PUB_HWM: Final = 1000
 EVT_HWM: Final = 100  # running totals: the newest says it all, so a long queue would only be old news
 HANDSHAKE_MS: Final = 5000  # who has not even greeted by then never will; the library's default is 30 s
 WAIT_MAX_S: Final = 60.0  # an endless time-out is many of these: poll(2) counts in milliseconds and in an int

@@ -32,6 +32,7 @@ from zcluster.bus.endpoints import (
     receive,
 )
 from zcluster.core.codec import decode, encode, encode_pub
+from zcluster.core.mail import Got, Mail, Missing
 from zcluster.core.messages import (
     TICK,
     Ask,
@@ -53,7 +54,7 @@ TURN_MESSAGES: Final = 256  # about 1 ms of decoding
 TURN_BYTES: Final = 4 << 20  # one more frame of any size may follow
 LINGER_MS: Final = 250  # at close: a last Drain or Answer reaches a peer that reads; one that does not cannot hold us
 BACKLOG: Final = 1024  # all workers of a large machine come to a new master at the same instant
-_UP: Final = {"ctl": (Hello, Ready, Beat, Leaving, Resync, Ask), "evt": (Increments,)}
+_UP: Final = {"ctl": (Hello, Ready, Beat, Leaving, Resync, Ask, Mail, Got, Missing), "evt": (Increments,)}
 _LIMITS: Final = {"ctl": FRAME_MAX_BYTES, "evt": EVT_MAX_BYTES}
 
 
@@ -64,6 +65,7 @@ class Arrival(NamedTuple):
     peer: bytes  # the name of its link, to answer with `Hub.send`; empty on evt
     pid: int
     message: Message
+    frame: bytes = b""  # as it came, to be forwarded
 
 
 class Hub:
@@ -161,15 +163,16 @@ class Hub:
             return "foreign-uid"
         if len(frame) > _LIMITS[name]:
             return "oversized"
+        raw = frame.bytes
         try:
-            message = decode(frame.bytes)
+            message = decode(raw)
         except BadFrame:
             return "bad-frame"
         if not isinstance(message, _UP[name]):
             return "direction"
         if isinstance(message, Hello) and (message.pid != pid or message.link != peer):
             return "wrong-sender"
-        return Arrival(name, peer, pid, message)
+        return Arrival(name, peer, pid, message, raw)
 
     # ---- sending --------------------------------------------------------------------------------------------------
     def send(self, peer: bytes, message: Message) -> bool:
@@ -178,6 +181,10 @@ class Hub:
         if len(frame) > FRAME_MAX_BYTES:  # the peer's library would cut the connection
             self.dropped["ctl:too-large-to-send"] += 1
             return False
+        return self.forward(peer, frame)
+
+    def forward(self, peer: bytes, frame: bytes) -> bool:
+        """Send a frame that was checked before; otherwise as `send`."""
         try:
             self._ctl.send(peer, zmq.SNDMORE | zmq.NOBLOCK)
             self._ctl.send(frame, zmq.NOBLOCK)

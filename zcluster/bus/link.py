@@ -46,6 +46,7 @@ from zcluster.core.joining import (
     SendResync,
     Watch,
 )
+from zcluster.core.mail import MEMBERS, TOPICS, Got, Mail, Members, Missing, Publication, Replayed
 from zcluster.core.messages import (
     EVENTS,
     TICK,
@@ -77,8 +78,10 @@ RECONNECT_MS: Final = (20, 50)
 # of being scheduled. The pause is that, on a busy machine; the limit is for a flood.
 LAST_WORDS_PAUSE_MS: Final = 10
 LAST_WORDS_S: Final = 0.05
-_DOWN: Final = (Welcome, Refused, Drain, Answer)
-_TOPICS: Final[dict[type, str]] = {Totals: TOTALS, Tick: TICK, Event: EVENTS}
+_DOWN: Final = (Welcome, Refused, Drain, Answer, Mail, Got, Publication, Replayed)
+_TOPICS: Final[dict[type, str]] = {
+    Totals: TOTALS, Tick: TICK, Event: EVENTS, Members: MEMBERS, Publication: TOPICS,
+}  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -105,13 +108,13 @@ class Link:
         self._hello = hello
         self._pid = os.getpid()
         self._closed = False
-        self._topics = tuple(topics)
         self._joining = Joining(topics=topics, heartbeat_s=heartbeat_s, tick_timeout_s=tick_timeout_s)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._master: tuple[int, int] | None = None
         self._master_fd = -1
         self._delivered: list[Delivered] = []
+        self._full = False  # a frame of mail did not fit
         self._perform(self._open())
 
     # ---- what the owner sees --------------------------------------------------------------------------------------
@@ -144,13 +147,15 @@ class Link:
         end = time.monotonic() + timeout_s
         while True:
             self._flush()
-            writing = self._joining.blocked_at_hello or (self.joined and self.outbox.head() is not None)
+            waiting = self._full or self.outbox.head() is not None
+            writing = self._joining.blocked_at_hello or (self.joined and waiting)
             self._poller.register(self._ctl, zmq.POLLIN | zmq.POLLOUT if writing else zmq.POLLIN)
             wait_s = min(end, self._joining.deadline) - time.monotonic()
             wait_s = 0.0 if self._delivered else min(max(0.0, wait_s), WAIT_MAX_S)
             master_fd = self._master_fd  # what is received may replace it, and the number may come back
             events = dict(self._poller.poll(math.ceil(wait_s * 1000)))
-            if events.get(self._ctl, 0) & zmq.POLLOUT:
+            room = bool(events.get(self._ctl, 0) & zmq.POLLOUT)
+            if room:
                 self._perform(self._joining.writable(time.monotonic()))
             self._receive()
             ready = [fd for fd in events if isinstance(fd, int) and fd != master_fd]
@@ -160,7 +165,7 @@ class Link:
                 self._perform(self._joining.master_gone(time.monotonic()))
             now = time.monotonic()
             self._perform(self._joining.tick(now))
-            if self._delivered or ready or now >= end:
+            if self._delivered or ready or now >= end or (room and self._full):
                 delivered, self._delivered = self._delivered, []
                 self._flush()
                 return delivered, ready
@@ -175,6 +180,22 @@ class Link:
         self._check()
         self.outbox.put(message)
         self._flush()
+
+    def post(self, message: Mail | Got | Missing) -> bool:
+        """Send mail now; false when it cannot leave now: `poll` then returns as soon as it can."""
+        self._check()
+        self._full = self.joined and not self._try_send(encode(message))
+        return self.joined and not self._full
+
+    def follow(self, topic: str) -> None:
+        """Subscribe to one more of the numbered topics; nothing when it is followed already.
+
+        Only what is published from now on will come. The sockets are replaced: joining is what proves a subscription.
+        """
+        self._check()
+        if topic not in self._joining.topics:
+            self._joining.topics += (topic,)
+            self._perform(self._joining.part(f"following {topic}", time.monotonic()))
 
     def push(self, message: Increments) -> bool:
         """Send an increment event now; false when it cannot leave now: keep the dirty bit and try again later."""
@@ -222,7 +243,11 @@ class Link:
         configure(self._pub, hwm=PUB_HWM, cut_bytes=CTL_CUT_BYTES, linger_ms=0)
         configure(self._evt, hwm=EVT_HWM, cut_bytes=EVT_CUT_BYTES, linger_ms=0)
         self._ctl.set(zmq.ROUTING_ID, self._name)
-        for topic in (*self._topics, TICK, f"probe:{self._name.hex()}"):  # the probe last: it proves those before it
+        for topic in (
+            *self._joining.topics,
+            TICK,
+            f"probe:{self._name.hex()}",
+        ):  # the probe last: it proves those before it
             self._pub.set(zmq.SUBSCRIBE, subscription(topic))
         for socket in (self._ctl, self._evt):
             socket.set(zmq.IMMEDIATE, 1)  # without a connection a send fails, instead of queueing for later

@@ -31,6 +31,7 @@ from enum import Enum
 from math import inf
 from typing import Final
 
+from zcluster.core.mail import MEMBERS, TOPICS, Members, Publication
 from zcluster.core.messages import EVENTS, TOTALS, Event, Message, Probe, Snapshot, Tick, Totals, Welcome
 
 # The first Hello races with our own subscriptions, which take well under 1 ms to arrive: ask again soon, then ever
@@ -103,6 +104,9 @@ class Deliver:
 Action = SendHello | SendResync | Watch | Parted | Joined | Refreshed | Missed | Deliver
 
 
+_TOPIC_OF: Final[dict[type, str]] = {Totals: TOTALS, Event: EVENTS, Members: MEMBERS}
+
+
 class _State(Enum):
     LOST = 0
     JOINING = 1
@@ -112,8 +116,9 @@ class _State(Enum):
 class Joining:
     """One peer's side of the bus, without sockets and clocks; used by one thread.
 
-    Every input takes `now` (seconds, monotonic) and returns what to do, in order. `topics` are those of the numbered
-    topics the SUB is subscribed to: `totals`, `events`, or both.
+    Every input takes `now` (seconds, monotonic) and returns what to do, in order. `topics` are those the SUB is
+    subscribed to, of `totals`, `events`, `members` and `topics`; what comes on the last is only passed on, with the
+    ticks: `core.topics` looks for holes in it.
     """
 
     def __init__(
@@ -123,7 +128,7 @@ class Joining:
         heartbeat_s: float = 1.0,
         tick_timeout_s: float | None = None,
     ) -> None:
-        self._topics = tuple(topics)
+        self.topics = tuple(topics)
         self._heartbeat_s = heartbeat_s
         self._tick_timeout_s = TICKS_MISSED * heartbeat_s if tick_timeout_s is None else tick_timeout_s
         self._state = _State.LOST
@@ -136,7 +141,7 @@ class Joining:
         self._link = b""
         self._welcome: Welcome | None = None
         self._probed = False
-        self._early: deque[Totals | Event] = deque()
+        self._early: deque[Totals | Event | Members | Publication] = deque()
         self._early_epoch = 0  # the highest epoch heard on pub while joining
         self._blocked = False
         self._hello_at = inf
@@ -215,7 +220,7 @@ class Joining:
                 return []
             self._probed = True
             return self._complete(now)
-        if not isinstance(message, Totals | Event | Tick) or self._state is _State.LOST:
+        if not isinstance(message, Totals | Event | Tick | Members | Publication) or self._state is _State.LOST:
             return []
         if self._state is _State.JOINING:
             self._early_epoch = max(self._early_epoch, message.epoch)
@@ -265,7 +270,7 @@ class Joining:
             actions += self._absorb(snapshot)
         else:  # what happened before our time is in the snapshot and is no news
             self.totals = dict(snapshot.counters)
-            self._seen = {topic: snapshot.heads.get(topic, 0) for topic in self._topics}
+            self._seen = {topic: snapshot.heads.get(topic, 0) for topic in self.topics}
         self._welcome = None
         while self._early and self._state is _State.JOINED:
             actions += self._update(self._early.popleft(), now)
@@ -285,16 +290,19 @@ class Joining:
         return [Parted(self._reason)]
 
     # ---- joined ---------------------------------------------------------------------------------------------------
-    def _update(self, message: Totals | Event | Tick, now: float) -> list[Action]:
+    def _update(self, message: Totals | Event | Tick | Members | Publication, now: float) -> list[Action]:
         """Apply one numbered message of pub."""
         if message.epoch > self.epoch:
             return self.part(f"a master of epoch {message.epoch} publishes", now)
         if message.epoch < self.epoch:
             self.stale += 1
             return []
+        if isinstance(message, Publication):
+            return [Deliver(message)]
         if isinstance(message, Tick):
-            return self._check_heads(message.heads, now)
-        topic = TOTALS if isinstance(message, Totals) else EVENTS
+            actions: list[Action] = [Deliver(message)] if TOPICS in self.topics else []
+            return actions + self._check_heads(message.heads, now)
+        topic = _TOPIC_OF[type(message)]
         seen, number = self._seen.get(topic, 0), message.number
         if number <= seen or (topic == EVENTS and number in self._held):
             self.stale += 1
@@ -304,6 +312,9 @@ class Joining:
         if isinstance(message, Totals):
             self._seen[topic] = number
             return [*self._raised(message.totals, number), *self._ask(now)]
+        if isinstance(message, Members):
+            self._seen[topic] = number
+            return [Deliver(message), *self._ask(now)]
         if len(self._held) < WAITING_MAX:
             self._held[number] = message
         else:
@@ -312,8 +323,8 @@ class Joining:
 
     def _check_heads(self, heads: Mapping[str, int], now: float) -> list[Action]:
         """Compare the master's last numbers with ours: a hole at the end of a topic shows in no other way."""
-        for topic in self._topics:
-            head = heads.get(topic, 0)
+        for topic in self.topics:
+            head = heads.get(topic, 0) if topic != TOPICS else 0
             if head > self._seen.get(topic, 0) and not (topic == EVENTS and head in self._held):
                 self._missing[topic] = max(self._missing.get(topic, 0), head)
         return self._ask(now)
@@ -329,8 +340,9 @@ class Joining:
         """Take what is new to us from a snapshot of this epoch."""
         heads = snapshot.heads
         actions = self._raised(snapshot.counters, heads.get(TOTALS, 0))
-        self._seen[TOTALS] = max(self._seen.get(TOTALS, 0), heads.get(TOTALS, 0))
-        if EVENTS in self._topics:
+        for topic in (TOTALS, MEMBERS):
+            self._seen[topic] = max(self._seen.get(topic, 0), heads.get(topic, 0))
+        if EVENTS in self.topics:
             actions += self._absorb_events(snapshot.recent, heads.get(EVENTS, 0))
         for topic in [t for t, number in self._missing.items() if number <= heads.get(t, 0)]:
             del self._missing[topic]

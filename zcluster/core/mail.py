@@ -27,6 +27,7 @@ class Mail(Struct, frozen=True, array_like=True, tag="mail"):
 
     sender: str  # must be the mailbox that said Hello on this link
     to: str
+    stream: int  # a number that grows when `sender` begins anew: its receiver, or its master, was gone
     number: int  # in this stream, from 1 on
     kind: Kind
     body: bytes
@@ -43,6 +44,7 @@ class Got(Struct, frozen=True, array_like=True, tag="got"):
 
     sender: str  # who has received
     to: str
+    stream: int
     upto: int
     room: int  # so many pieces beyond `upto` may be sent
 
@@ -56,6 +58,7 @@ class Publication(Struct, frozen=True, array_like=True, tag="publication"):
     serial: int
     topic: str
     body: bytes
+    part: int = 0  # which piece of its message
     more: bool = False
     reliable: bool = False
     at: float = 0.0

@@ -173,7 +173,7 @@ class Probe(Struct, frozen=True, array_like=True, tag="probe"):
 
 
 class Event(Struct, frozen=True, array_like=True, tag="event"):
-    """Something happened to a worker or to the cluster: fork online listening disconnect exit error running reload."""
+    """Something happened to a worker or the cluster: fork online listening disconnect exit error running reload."""
 
     epoch: int
     number: int

@@ -1,0 +1,255 @@
+"""What callers wait for: that a message is received, that a request is answered.
+
+Invariant: every `Delivery` and every call is settled exactly once, whatever becomes of the receiver; none outlives
+the mailbox.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from zcluster.bus.pool import Pool
+from zcluster.core.mail import PAYLOAD_MAX_BYTES, Mail
+from zcluster.core.post import Post
+from zcluster.core.streams import Parcel
+from zcluster.errors import ClusterError, NoReply, PeerGone, RequestFailed, TooLarge
+
+log = logging.getLogger("zcluster.messages")
+
+_encoder: Final = msgspec.msgpack.Encoder()
+
+
+class Gathered(NamedTuple):
+    """Replies by worker id, and why there is none of the others."""
+
+    replies: dict[int, Any]
+    missing: dict[int, str]
+
+
+def encoded(payload: object) -> bytes:
+    """Return a payload's bytes; raises `TypeError` for what msgspec cannot encode, `TooLarge` beyond 32 MiB."""
+    try:
+        body = _encoder.encode(payload)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise TypeError(
+            f"a message of type {type(payload).__name__} cannot be sent: {error}; send None, bool, int (64 bit), "
+            "float, str, bytes, datetime, lists, maps, dataclasses or msgspec.Struct of these"
+        ) from None
+    if len(body) > PAYLOAD_MAX_BYTES:
+        raise TooLarge(
+            f"a message of {len(body)} bytes; at most {PAYLOAD_MAX_BYTES} can be sent: split it, or send a path"
+        )
+    return body
+
+
+def decoded(body: bytes) -> Any:
+    """Return what `encoded` was given: dataclasses and structs as maps."""
+    return msgspec.msgpack.decode(body)
+
+
+class Delivery(Future[None]):
+    """Resolves when a message has been received by all it was for. Callbacks run in the mailbox's pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self.to = ""
+        self._pool = pool
+        self._left = 0
+        self._received = 0
+        self._reason = ""
+        self._then: list[Callable[[str | None], object]] = []
+
+    def add_done_callback(self, fn: Callable[[Future[None]], object]) -> None:
+        """As every future's, but `fn` runs in the pool: it is the user's and may block."""
+        super().add_done_callback(lambda future: self._pool.put(None, partial(_run, fn, future)))
+
+    def expect(self, count: int, to: str) -> None:
+        """It goes to so many."""
+        self._left, self.to = count, to
+
+    def then(self, fn: Callable[[str | None], object]) -> None:
+        """Ours: called when it is settled, under the mailbox's lock."""
+        self._then.append(fn)
+
+    def settle(self, failure: str | None) -> bool:
+        """One receiver has it, or never will; true when that was the last one."""
+        self._left -= 1
+        self._received += failure is None
+        self._reason = failure or self._reason
+        if self._left > 0 or self.done():
+            return False
+        if self._received or not self._reason:
+            self.set_result(None)
+        else:
+            self.set_exception(PeerGone(self._reason))
+        for fn in self._then:
+            fn(None)
+        return True
+
+
+def _run(fn: Callable[[Future[None]], object], future: Future[None]) -> None:
+    try:
+        fn(future)
+    except Exception:  # the user's: told, and no reason to lose the rest
+        log.exception("a callback of a delivery raised: %r", fn)
+
+
+class _Call:
+    """One request that somebody waits for."""
+
+    __slots__ = ("error", "name", "reply")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.reply: Any = msgspec.UNSET
+        self.error: ClusterError | None = None
+
+    def is_over(self) -> bool:
+        return self.error is not None or self.reply is not msgspec.UNSET
+
+
+class Calls:
+    """The open deliveries and requests of one mailbox, whose lock it shares; `arrived` is notified of all news."""
+
+    def __init__(self, lock: Any) -> None:
+        self.arrived = threading.Condition(lock)
+        self.deliveries: dict[int, Delivery] = {}
+        self._calls: dict[int, _Call] = {}
+        self._numbers = itertools.count(1)
+        self._turn = 0
+        self._closed = ""
+
+    # ---- deliveries, under the lock --------------------------------------------------------------------------------
+    def open(self, delivery: Delivery, to: str) -> int:
+        """Return the ticket of a new one."""
+        ticket = next(self._numbers)
+        delivery.to = to
+        self.deliveries[ticket] = delivery
+        return ticket
+
+    def received(self, parcels: Iterable[Parcel]) -> None:
+        """These have arrived."""
+        for parcel in parcels:
+            self._settle(parcel.ticket, None)
+
+    def failed(self, failed: Iterable[tuple[Parcel, str]]) -> None:
+        """These were given up."""
+        for parcel, reason in failed:
+            self._settle(parcel.ticket, reason)
+            call = self._calls.get(parcel.ref) if parcel.kind == "request" else None
+            if call is not None:
+                call.error = PeerGone(reason)
+        self.arrived.notify_all()
+
+    def _settle(self, ticket: int, failure: str | None) -> None:
+        delivery = self.deliveries.get(ticket)  # none: it is of a publication that was repeated
+        if delivery is not None and delivery.settle(failure):
+            del self.deliveries[ticket]
+
+    # ---- requests --------------------------------------------------------------------------------------------------
+    def begin(self, name: str) -> tuple[int, _Call]:
+        """Return the number of a new request, and what its reply comes into."""
+        with self.arrived:
+            ref = next(self._numbers)
+            call = self._calls[ref] = _Call(name)
+            return ref, call
+
+    def forget(self, ref: int) -> None:
+        """Nobody waits for it any more."""
+        with self.arrived:
+            self._calls.pop(ref, None)
+
+    def answered(self, mail: Mail, body: bytes) -> None:
+        """A reply or a failure has come."""
+        call = self._calls.get(mail.ref)
+        if call is None or call.name != mail.sender:
+            return
+        if mail.kind == "reply":
+            call.reply = body
+        else:
+            call.error = RequestFailed(f"{mail.sender}: {msgspec.msgpack.decode(body)}")
+        self.arrived.notify_all()
+
+    def lose_targets(self, is_gone: Callable[[str], bool]) -> None:
+        """Some receivers have ended: they will not reply."""
+        for call in self._calls.values():
+            if not call.is_over() and is_gone(call.name):
+                call.error = PeerGone(f"{call.name} ended before it replied")
+        self.arrived.notify_all()
+
+    def wait(self, ref: int, call: _Call, end: float, timeout_s: float) -> Any:
+        """Wait for the reply until `end` and return it."""
+        with self.arrived:
+            self.arrived.wait_for(lambda: call.is_over() or self._closed, max(0.0, end - time.monotonic()))
+            self._calls.pop(ref, None)
+        if call.error is not None:
+            raise call.error
+        if call.reply is msgspec.UNSET:
+            if self._closed:
+                raise PeerGone(self._closed)
+            raise NoReply(f"{call.name} did not reply within {timeout_s:g} s")
+        return decoded(call.reply)
+
+    def collect(self, open_: dict[int, tuple[int, _Call]], missing: dict[int, str], end: float) -> Gathered:
+        """Wait for all of them until `end`; whoever has not replied is missing."""
+        with self.arrived:
+            self.arrived.wait_for(
+                lambda: self._closed or all(call.is_over() for _ref, call in open_.values()),
+                max(0.0, end - time.monotonic()),
+            )
+            for ref, _call in open_.values():
+                self._calls.pop(ref, None)
+        replies: dict[int, Any] = {}
+        for id_, (_ref, call) in open_.items():
+            if call.error is not None:
+                missing[id_] = str(call.error)
+            elif call.reply is msgspec.UNSET:
+                missing[id_] = "did not reply in time"
+            else:
+                replies[id_] = decoded(call.reply)
+        return Gathered(replies, missing)
+
+    def resolve(self, post: Post, own: str, target: int | str, end: float) -> str:
+        """Return the name of whom a request goes to; a slot that is being filled is waited for until `end`."""
+        with self.arrived:
+            while not (name := self._find(post, own, target)):
+                left_s = end - time.monotonic()
+                if self._closed:
+                    raise PeerGone(self._closed)
+                if left_s <= 0:
+                    raise NoReply(f"there was nobody to take the request for {target!r} in time")
+                self.arrived.wait(left_s)
+            return name
+
+    def _find(self, post: Post, own: str, target: int | str) -> str:
+        if isinstance(target, int):
+            return f"worker:{target}"
+        if target == "any":
+            ids = post.workers()
+            others = [id_ for id_ in ids if f"worker:{id_}" != own] or ids
+            self._turn += 1
+            return f"worker:{others[self._turn % len(others)]}" if others else ""
+        if target == "master-handle":
+            handles = post.members.handles if post.members is not None else {}
+            return next((name for name, owner in handles.items() if owner), next(iter(handles), ""))
+        kind, _, rest = target.partition(":")
+        if kind == "slot" and rest.isdecimal():
+            ids = post.workers(slot=int(rest))
+            return f"worker:{max(ids)}" if ids else ""
+        if kind in ("worker", "handle") and rest:
+            return target
+        raise ClusterError(
+            f"{target!r} is no target of a request; give a worker's id, 'slot:N', 'any' or 'master-handle'"
+        )
+
+    def close(self, reason: str) -> None:
+        """Nothing will come any more."""
+        self._closed = reason
+        self.arrived.notify_all()

@@ -1,0 +1,253 @@
+"""All that one peer has to send: a stream for each receiver, and what becomes of it when they come and go.
+
+Invariant: every parcel put is returned exactly once, as received or as given up with the reason; none is given up
+while its receiver may still be there.
+
+Who is there, the master says (`Members`). Ids of workers grow and are never used again, so a worker that is not named
+and whose id was given out is gone, for certain. A handle that is not named may be on its way from one master to the
+next: it is waited for.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from zcluster.core.mail import MASTER, Got, Mail, Members
+from zcluster.core.outbox import QueueFull
+from zcluster.core.streams import Outgoing, Parcel
+from zcluster.errors import PeerGone
+
+HANDLES: Final = "handles"  # the receiver of what is for every handle
+# A whole burst at the end of a program (20 messages of 1 MiB, 10,000 small ones) fits; who sends faster than others
+# receive must feel it. One message more may enter while there is room, so the largest (32 MiB) always finds some.
+MESSAGES_MAX: Final = 20_000
+BYTES_MAX: Final = 64 << 20
+# A handle that lost its master is back within some 0.2 s of the new one's start; a name that nobody has (yet) is
+# waited for as long: a send to a worker may overtake the news of its birth.
+ABSENT_S: Final = 5.0
+# What was published reliably may have been lost with the master that took it; published again if it was so lately.
+# A master's death is noticed in milliseconds, its successor is there within a second.
+KEEP_S: Final = 5.0
+KEEP_MAX: Final = 1024
+KEEP_MAX_BYTES: Final = 8 << 20
+
+
+class Post:
+    """Not thread-safe: its owner locks. Times are monotonic seconds."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.members: Members | None = None
+        self.count = 0  # of messages kept
+        self.bytes = 0
+        self.failed: list[tuple[Parcel, str]] = []  # given up, with the reason; the owner takes them
+        self._streams: dict[str, Outgoing] = {}
+        self._absent: dict[str, float] = {}  # receivers that are not named, since when
+        self._begun = 0  # streams
+        self._parked: deque[Parcel] = deque()  # for the handles, while there is none
+        self._kept: deque[tuple[float, Parcel]] = deque()  # reliable publications, by when they were taken
+        self._kept_bytes = 0
+
+    # ---- who is there ----------------------------------------------------------------------------------------------
+    def is_there(self, name: str) -> bool | None:
+        """Whether there is such a receiver; None when that is not certain."""
+        if name == MASTER:
+            return True
+        if self.members is None:
+            return None
+        kind, _, rest = name.partition(":")
+        if kind == "worker" and rest.isdecimal():
+            if int(rest) in self.members.workers:
+                return True
+            return None if int(rest) >= self.members.next_id else False
+        return True if name in self.members.handles else None
+
+    def workers(self, *, slot: int | None = None) -> list[int]:
+        """Ids of the workers that are ready, of one slot or of all."""
+        if self.members is None:
+            return []
+        return [id_ for id_, (its, ready) in self.members.workers.items() if ready and slot in (None, its)]
+
+    def learn(self, members: Members, now: float) -> None:
+        """Somebody came, left, or became ready."""
+        before, self.members = self.members, members
+        for name, stream in list(self._streams.items()):
+            self._judge(name, stream, now)
+            if name in self._streams and before is not None and _arrived(name, before, members):
+                stream.again(now)  # what was sent before it listened is waiting for its question
+        if members.handles:
+            parked, self._parked = self._parked, deque()
+            for parcel in parked:
+                self._drop(parcel)
+                self.put(HANDLES, parcel, now, force=True)
+
+    def _judge(self, name: str, stream: Outgoing, now: float) -> None:
+        there = self.is_there(name)
+        if there:
+            self._absent.pop(name, None)
+        elif there is False:
+            self._give_up(name, f"{name} has ended")
+        else:
+            since = self._absent.setdefault(name, now)
+            if now >= since + ABSENT_S:
+                self._give_up(name, f"there is no {name}, or it has ended")
+
+    def _give_up(self, name: str, reason: str) -> None:
+        stream = self._streams.pop(name)
+        self._absent.pop(name, None)
+        for parcel in stream.parcels():
+            self._drop(parcel)
+            self.failed.append((parcel, reason))
+
+    def _drop(self, parcel: Parcel) -> None:
+        self.count -= 1
+        self.bytes -= len(parcel.body)
+
+    # ---- in --------------------------------------------------------------------------------------------------------
+    def put(self, to: str, parcel: Parcel, now: float, *, force: bool = False) -> int:
+        """Keep a message until it is received; returns to how many it goes (0: parked until there is a handle).
+
+        Raises `PeerGone` when the receiver has ended, `QueueFull` when too much is waiting (unless `force`d: replies
+        and what is put again).
+        """
+        if self.is_there(to) is False:
+            raise PeerGone(f"{to} has ended")
+        if not force and (self.count >= MESSAGES_MAX or self.bytes >= BYTES_MAX):
+            raise QueueFull(
+                f"{self.count} messages ({self.bytes} bytes) wait to be received; wait for the futures of some"
+            )
+        if to == HANDLES:
+            handles = list(self.members.handles) if self.members is not None else []
+            if not handles:
+                parcel.began = now
+                self._keep(parcel)
+                self._parked.append(parcel)
+                return 0
+            parcel.began = 0.0
+            for name in handles:
+                self._stream(name).put(_copy(parcel))
+                self._keep(parcel)
+            return len(handles)
+        self._stream(to).put(parcel)
+        self._keep(parcel)
+        if self.is_there(to) is None:
+            self._absent.setdefault(to, now)
+        return 1
+
+    def _keep(self, parcel: Parcel) -> None:
+        self.count += 1
+        self.bytes += len(parcel.body)
+
+    def _stream(self, name: str) -> Outgoing:
+        stream = self._streams.get(name)
+        if stream is None:
+            self._begun += 1
+            stream = self._streams[name] = Outgoing(self.name, name, self._begun)
+        return stream
+
+    # ---- out -------------------------------------------------------------------------------------------------------
+    def pieces(self) -> Iterator[tuple[Outgoing, Mail]]:
+        """Pieces that may be sent now, one of each stream in turn, so that a long message holds up its own only.
+
+        After each the caller says `stream.sent(now)`, or stops.
+        """
+        going = list(self._streams.values())
+        while going:
+            still = []
+            for stream in going:
+                mail = stream.head()
+                if mail is not None:
+                    yield stream, mail
+                    still.append(stream)
+            going = still
+
+    def got(self, got: Got, now: float) -> list[Parcel]:
+        """A receiver has said how far it is; returns what has arrived."""
+        stream = self._streams.get(got.sender)
+        if stream is None:
+            return []
+        done = stream.got(got.stream, got.upto, got.room, now)
+        for parcel in done:
+            self._drop(parcel)
+            if parcel.reliable:
+                self._kept.append((now, parcel))
+                self._kept_bytes += len(parcel.body)
+        self._prune(now)
+        return done
+
+    def _prune(self, now: float) -> None:
+        kept = self._kept
+        while kept and (kept[0][0] < now - KEEP_S or len(kept) > KEEP_MAX or self._kept_bytes > KEEP_MAX_BYTES):
+            self._kept_bytes -= len(kept.popleft()[1].body)
+
+    def linked(self, now: float, *, new_master: bool) -> None:
+        """The link is new, and perhaps the master: what was on the way may be lost."""
+        self._absent = dict.fromkeys(self._absent, now)
+        for name, stream in self._streams.items():
+            if name != MASTER or not new_master:
+                stream.again(now)
+        if not new_master:
+            return
+        self._prune(now)
+        open_ = self._streams.pop(MASTER).parcels() if MASTER in self._streams else []
+        for parcel in open_:
+            parcel.at = parcel.at or parcel.began
+        again = [_copy(parcel, at=parcel.at or parcel.began, ticket=0) for _at, parcel in self._kept]
+        self._kept.clear()
+        self._kept_bytes = 0
+        for parcel in again:
+            self._keep(parcel)
+        if again or open_:
+            stream = self._stream(MASTER)
+            for parcel in [*again, *open_]:
+                stream.put(parcel)
+
+    @property
+    def due(self) -> float:
+        """When `expire` is to be called at the latest."""
+        due = min((stream.due for stream in self._streams.values()), default=float("inf"))
+        waiting = [*self._absent.values(), *(parcel.began for parcel in list(self._parked)[:1])]
+        return min(due, min(waiting) + ABSENT_S) if waiting else due
+
+    def expire(self, now: float) -> None:
+        """Time has passed."""
+        for name, stream in list(self._streams.items()):
+            if self.is_there(name):
+                stream.expire(now)
+            else:
+                self._judge(name, stream, now)
+        while self._parked and now >= self._parked[0].began + ABSENT_S:
+            parcel = self._parked.popleft()
+            self._drop(parcel)
+            self.failed.append((parcel, "no program holds a handle on this cluster that could receive it"))
+
+    def clear(self, reason: str) -> None:
+        """Give everything up."""
+        for name in list(self._streams):
+            self._give_up(name, reason)
+        while self._parked:
+            parcel = self._parked.popleft()
+            self._drop(parcel)
+            self.failed.append((parcel, reason))
+
+
+def _copy(parcel: Parcel, *, at: float = 0.0, ticket: int | None = None) -> Parcel:
+    return Parcel(
+        parcel.kind,
+        parcel.body,
+        parcel.ticket if ticket is None else ticket,
+        parcel.ref,
+        parcel.topic,
+        parcel.reliable,
+        parcel.serial,
+        at,
+    )
+
+
+def _arrived(name: str, before: Members, now: Members) -> bool:
+    """Whether this receiver was not there, or not ready, and is now."""
+    kind, _, rest = name.partition(":")
+    if kind == "worker" and rest.isdecimal():
+        id_ = int(rest)
+        return now.workers.get(id_, (0, False))[1] and not before.workers.get(id_, (0, False))[1]
+    return name in now.handles and name not in before.handles

@@ -1,0 +1,215 @@
+"""What is published: the master's memory of it, and a subscriber's eye for what is missing.
+
+Invariant: a subscriber delivers each message once, in the order in which the master published it; and of every one
+that it does not deliver it says so, by topic, unless it was not following when that one was published.
+
+Theory of operation. The master numbers all pieces of all topics in one count, so any loss is a hole in it, seen at
+the next publication or at the next tick, which carries the last number. A subscriber waits behind the hole and asks
+(Missing); the master sends what it still has of reliable topics once more, and then says what of that stretch it
+has not (Replayed). A new master begins a new count. What was on its way through the old one is published again by
+its sender, with the serial it had: serials of one sender on one topic only grow, which tells what was here already.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from zcluster.core.mail import PAYLOAD_MAX_BYTES, Missing, Publication, Replayed
+
+ASK_AGAIN_S: Final = 0.2  # an answer takes a millisecond; a link that was replaced meanwhile loses the question
+HELD_MAX: Final = 2048  # pieces that wait behind a hole: 128 MiB at the very worst; others are asked for later
+SEEN_MAX: Final = 20_000  # pairs of topic and sender whose last serial is known; the oldest is forgotten
+PARTIAL_MAX_BYTES: Final = 4 * PAYLOAD_MAX_BYTES  # of messages that are not complete, of all senders together
+# The master's memory: some seconds of a busy cluster. Bodies are kept of reliable topics only.
+RING_MAX: Final = 8192
+RING_MAX_BYTES: Final = 64 << 20
+REPLAY_MAX: Final = 64  # pieces for one question: 4 MiB; the rest is asked for next
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A whole message for the functions of its topic."""
+
+    sender: str
+    topic: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """So many messages (or pieces) on this topic will not come; topic "": nobody knows on which."""
+
+    topic: str
+    count: int
+
+
+class Ring:
+    """What a master has published lately; used by its thread."""
+
+    def __init__(self) -> None:
+        self._frames: deque[tuple[Publication, bool]] = deque()  # and whether its body is still here
+        self._bytes = 0
+        self._kept: deque[Publication] = deque()  # those with bodies, oldest first
+
+    def put(self, publication: Publication) -> None:
+        """Remember it; the next number each time."""
+        if publication.reliable:
+            self._kept.append(publication)
+            self._bytes += len(publication.body)
+        slim = publication if publication.reliable else _slim(publication)
+        self._frames.append((slim, publication.reliable))
+        while self._bytes > RING_MAX_BYTES:
+            self._drop_body()
+        if len(self._frames) > RING_MAX:
+            oldest, kept = self._frames.popleft()
+            if kept and self._kept and self._kept[0].number == oldest.number:
+                self._bytes -= len(self._kept.popleft().body)
+
+    def _drop_body(self) -> None:
+        oldest = self._kept.popleft()
+        self._bytes -= len(oldest.body)
+        index = oldest.number - self._frames[0][0].number
+        self._frames[index] = (_slim(oldest), False)
+
+    def replay(self, asked: Missing) -> tuple[list[Publication], Replayed]:
+        """Return what to send again, and the last word on the stretch (or on the beginning of it)."""
+        start = self._frames[0][0].number if self._frames else 1
+        end = start + len(self._frames) - 1
+        first, last = max(asked.first, 1), min(asked.last, end)
+        if last < first:
+            return [], Replayed(asked.first, asked.last, {"": asked.last - asked.first + 1})
+        lost: dict[str, int] = {}
+        again: list[Publication] = []
+        if first < start:
+            lost[""] = min(last, start - 1) - first + 1
+        for number in range(max(first, start), last + 1):
+            publication, kept = self._frames[number - start]
+            if kept:
+                again.append(publication)
+            else:
+                lost[publication.topic] = lost.get(publication.topic, 0) + 1
+            if len(again) == REPLAY_MAX:
+                last = number
+                break
+        return again, Replayed(first, last, lost)
+
+
+def _slim(publication: Publication) -> Publication:
+    """The same without its body."""
+    return Publication(publication.epoch, publication.number, "", publication.serial, publication.topic, b"")
+
+
+class Subscriber:
+    """A peer's side; used by the thread of its link. Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self.epoch = 0  # of the count followed; 0: none yet
+        self.upto = 0  # all numbers up to this one are dealt with
+        self.lost = 0  # messages that will not come
+        self._head = 0  # the last number known to exist
+        self._held: dict[int, Publication] = {}
+        self._asked_at = float("-inf")
+        self._since = float("inf")  # following from then on
+        self._seen: dict[tuple[str, str], int] = {}  # topic, sender -> last serial
+        self._partial: dict[str, tuple[int, list[bytes], int]] = {}  # sender -> serial, pieces and their bytes so far
+        self._partial_bytes = 0
+
+    @property
+    def due(self) -> float:
+        """When `ask` is to be called."""
+        return self._asked_at + ASK_AGAIN_S if self._head > self.upto else float("inf")
+
+    def joined(self, epoch: int, head: int, now: float) -> None:
+        """A master's count stands at `head`: what comes after it is ours, and what is missing of the same count."""
+        if self._since == float("inf"):
+            self._since = now
+        self._head = max(self._head, head)
+        if epoch != self.epoch:
+            self.epoch, self.upto, self._head = epoch, head, head
+            self._held.clear()
+            self._partial.clear()
+            self._partial_bytes = 0
+        self._asked_at = float("-inf")
+
+    def ask(self, now: float) -> Missing | None:
+        """The question to ask now about what is missing, None when there is none."""
+        if self._head <= self.upto or now < self._asked_at + ASK_AGAIN_S:
+            return None
+        self._asked_at = now
+        last = min(self._held, default=self._head + 1) - 1
+        return Missing(self.upto + 1, max(last, self.upto + 1))
+
+    def heads(self, epoch: int, head: int) -> None:
+        """The master's tick: the last number of its count."""
+        if epoch == self.epoch:
+            self._head = max(self._head, head)
+
+    def take(self, publication: Publication) -> list[Published | Lost]:
+        """A piece came, by pub or again by ctl; return what is to be delivered now."""
+        number = publication.number
+        if publication.epoch != self.epoch or number <= self.upto:
+            return []
+        self._head = max(self._head, number)
+        if number > self.upto + 1:
+            if len(self._held) < HELD_MAX:
+                self._held[number] = publication
+            return []
+        out: list[Published | Lost] = []
+        self.upto = number
+        self._process(publication, out)
+        self._release(out)
+        return out
+
+    def replayed(self, answer: Replayed) -> list[Published | Lost]:
+        """The master's last word: what has not come of this stretch never will."""
+        out: list[Published | Lost] = []
+        if not answer.first <= self.upto + 1 <= answer.last:
+            return out
+        for number in range(self.upto + 1, answer.last + 1):
+            held = self._held.pop(number, None)
+            self.upto = number
+            if held is not None:
+                self._process(held, out)
+        for topic, count in answer.lost.items():
+            self._lose(topic, count, out)
+        self._asked_at = float("-inf")
+        self._release(out)
+        return out
+
+    def _release(self, out: list[Published | Lost]) -> None:
+        while (held := self._held.pop(self.upto + 1, None)) is not None:
+            self.upto += 1
+            self._process(held, out)
+
+    def _process(self, publication: Publication, out: list[Published | Lost]) -> None:
+        """Put a piece to its message; the whole message is delivered unless it was here before."""
+        key, sender = (publication.topic, publication.sender), publication.sender
+        seen = self._seen.get(key, 0)
+        if publication.serial <= seen or (publication.at and not seen and publication.at <= self._since):
+            return
+        serial, parts, size = self._partial.pop(sender, (0, [], 0))
+        self._partial_bytes -= size
+        if serial != publication.serial:
+            parts, size = [], 0  # of one that its sender never ended: it begins again, with a new master
+        if publication.part != len(parts) or self._partial_bytes > PARTIAL_MAX_BYTES:
+            self._see(key, publication.serial)  # a piece is missing: the rest is of no use
+            self._lose(publication.topic, 1, out)
+            return
+        parts.append(publication.body)
+        if publication.more:
+            size += len(publication.body)
+            self._partial[sender] = (publication.serial, parts, size)
+            self._partial_bytes += size
+            return
+        self._see(key, publication.serial)
+        out.append(Published(sender, publication.topic, parts[0] if len(parts) == 1 else b"".join(parts)))
+
+    def _see(self, key: tuple[str, str], serial: int) -> None:
+        self._seen.pop(key, None)  # to the end: the pair heard of last is forgotten last
+        self._seen[key] = serial
+        if len(self._seen) > SEEN_MAX:
+            del self._seen[next(iter(self._seen))]
+
+    def _lose(self, topic: str, count: int, out: list[Published | Lost]) -> None:
+        self.lost += count
+        out.append(Lost(topic, count))
