@@ -43,6 +43,7 @@ lane: int = -1
 worker: "WorkerInfo | None" = None
 wake: Callable[[], None] | None = None  # a counter became dirty: flush soon; must not raise or block
 poke: Callable[[], None] | None = None  # somebody waits for a checkpoint; must not raise or block
+leave: Callable[[str], None] | None = None  # begin to leave, voluntarily, for this reason; must not block
 mailbox: Any = None  # of a worker: what `messaging` sends with
 subscriptions = Subscriptions()  # what the application has registered for messages
 counting: Counting | None = None  # set when the application has imported `counter`
@@ -62,11 +63,11 @@ def guard_forks() -> None:
 
 def unbind_in_child() -> None:
     """Become a stranger to the cluster. Touches no shared memory: in the child it is not mapped (MADV_DONTFORK)."""
-    global role, ledger, locks, lane, worker, wake, poke, mailbox
+    global role, ledger, locks, lane, worker, wake, poke, leave, mailbox
     if role == "forked":
         return  # a fork of a fork: the numbers of our descriptors may be the application's by now
     role = "forked"
-    ledger = locks = worker = wake = poke = mailbox = None
+    ledger = locks = worker = wake = poke = leave = mailbox = None
     lane = -1
     for forget in at_unbind:
         forget()

@@ -8,7 +8,9 @@ publication; one that raises is logged. `subscribe` may be called at import: wha
 in each worker.
 """
 
+import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from zcluster import current
@@ -18,6 +20,8 @@ from zcluster.bus.pool import Pool
 from zcluster.errors import ClusterError, PeerGone
 
 __all__ = ["Delivery", "Gathered", "gather", "publish", "request", "subscribe"]
+
+log = logging.getLogger("zcluster.messages")
 
 REQUEST_TIMEOUT_S: Final = 1.0  # a worker that lives answers in a millisecond; a web request cannot wait much longer
 GATHER_TIMEOUT_S: Final = 0.5
@@ -59,9 +63,16 @@ def publish(topic: str, payload: object, *, reliable: bool = False) -> Delivery:
         _local.append(Pool("zcluster-messages", daemon=True))
     delivery, body = Delivery(_local[0]), encoded(payload)
     for function in current.subscriptions.of_topic(topic):
-        _local[0].put(topic, lambda function=function: function(decoded(body)))
+        _local[0].put(topic, partial(_call, function, body))
     delivery.set_result(None)
     return delivery
+
+
+def _call(function: Callable[[Any], Any], body: bytes) -> None:
+    try:
+        function(decoded(body))
+    except Exception:  # the user's, as in a mailbox: told, and no reason to lose the rest
+        log.exception("a function registered for messages raised: %r", function)
 
 
 def request(target: int | str, payload: object, timeout: float = REQUEST_TIMEOUT_S) -> Any:

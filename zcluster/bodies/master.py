@@ -22,13 +22,15 @@ import msgspec
 from zcluster.bus.broadcast import Broadcast
 from zcluster.bus.hub import Arrival, Hub
 from zcluster.bus.peers import Peers
+from zcluster.bus.relay import Relay
 from zcluster.config import Config
 from zcluster.core import fleet_events as f
 from zcluster.core import messages as m
 from zcluster.core.fleet import Fleet
+from zcluster.core.mail import Got, Mail, Missing
 from zcluster.core.fleet_worker import ONLINE, READY
 from zcluster.core.services import Services
-from zcluster.core.snapshot import fleet_snapshot
+from zcluster.core.snapshot import fleet_snapshot, who_is_there
 from zcluster.errors import BusError
 from zcluster.unix import lanes, leash, process
 from zcluster.unix.channel import Channel
@@ -64,6 +66,7 @@ def main(control_fd: int) -> int:
     try:
         return master.run()
     finally:
+        master.relay.close()
         master.hub.close()
         channel.close()
         os.close(leash_fd)
@@ -82,6 +85,7 @@ class Master:
         self.hub = Hub(boot.run_dir, self.ledger.epoch)
         self.fleet = Fleet(f.FleetSettings.of(config), self.ledger.epoch, max(1, self.ledger.next_worker_id), random)
         self.peers = Peers()
+        self.relay = Relay(self.hub, self.peers)
         self.zygotes: dict[int, tuple[tuple[int, int], Channel]] = {}  # generation -> (pid, start), control socket
         self.services = Services(("checkpoint",) if config.state else (), random)
         self.broadcast = Broadcast(self.hub)
@@ -106,8 +110,12 @@ class Master:
                 self._step(f.Lagged(lag_s))
             for arrival in arrivals:
                 self._on_arrival(arrival)
+            self.relay.acknowledge()
             self._ready_fds(ready)
+            self.relay.ended(ready)
             self._periodic(time.monotonic())
+            if self.relay.changed and self.proceeding:
+                self.relay.members(*who_is_there(self.fleet))
         if self.final.code:
             self.channel.send(m.Failed(self.final.code, self.final.text))
         return self.final.code
@@ -237,8 +245,13 @@ class Master:
         if isinstance(message, m.Increments):
             self.totals_dirty = True  # the ledger has the totals; this says when to look
             return
+        if isinstance(message, Mail | Got | Missing):
+            self.relay.take(arrival)
+            return
         if isinstance(message, m.Hello):
-            self._on_hello(arrival.peer, message)
+            if self._on_hello(arrival.peer, message):
+                self.relay.hello(arrival.peer, message)
+                self.hub.welcome(arrival.peer, self._welcome())
             return
         peer = self.peers.find(arrival.peer, arrival.pid)
         if peer is None:
@@ -246,18 +259,21 @@ class Master:
             return
         if peer.worker:
             self._on_worker(peer.worker, message)
+        elif isinstance(message, m.Leaving):
+            self.relay.left(peer.mailbox)
         match message:
             case m.Resync():
                 self.hub.welcome(arrival.peer, self._welcome())
             case m.Ask(number=number, verb=verb, args=args):
                 self.hub.send(arrival.peer, self._answer(number, verb, args))
 
-    def _on_hello(self, link: bytes, hello: m.Hello) -> None:
+    def _on_hello(self, link: bytes, hello: m.Hello) -> bool:
+        """Take in a peer; false when it is not what it says."""
         worker = hello.worker
         is_worker = worker is not None and lanes.is_holder(self.ledger, self.locks, worker, hello.pid)
         if is_worker != (hello.role == "worker"):
             self.hub.dropped["ctl:wrong-sender"] += 1  # it speaks for another process, or for a lane it does not have
-            return
+            return False
         if self.peers.find(link, hello.pid) is None:
             self.peers.add(link, hello.pid)
             if is_worker and worker is not None:
@@ -267,7 +283,7 @@ class Master:
                     self.peers.bind(link, worker.id)  # before a Drain is sent to it
                 for command in commands:
                     self._perform(command)
-        self.hub.welcome(link, self._welcome())
+        return True
 
     def _on_worker(self, id_: int, message: m.Message) -> None:
         match message:
@@ -308,6 +324,7 @@ class Master:
             dropped=dict(self.hub.dropped),
             received=dict(self.hub.received),
             recent=tuple(self.broadcast.recent),
+            members=self.relay.members(*who_is_there(self.fleet)) if self.proceeding else None,
         )
 
     def _welcome(self) -> m.Welcome:
@@ -318,6 +335,7 @@ class Master:
         if now >= self.tick_due:
             self.tick_due = now + (ORPHAN_TICK_S if self.launcher_gone else self.config.ledger_tick_s)
             self.ledger.master_tick_ns = time.monotonic_ns()
+            self.relay.changed = True  # a worker that was asked for and never came is announced to nobody
             self._look_for_deaths()
             for kind in self.services.due(now) if self.proceeding else ():
                 self.channel.send(m.StartService(kind))
@@ -389,8 +407,10 @@ class Master:
 
     def _announce(self, kind: str, worker: m.WorkerInfo | None, text: str) -> None:
         self.broadcast.event(kind, worker, text)
+        self.relay.changed = True
         if kind == "exit" and worker is not None:
             self.peers.forget(worker.id)
+            self.relay.exited(worker.id)
             for name in (f"stacks-{worker.id}", f"boot-{worker.id}"):
                 (Path(self.boot.run_dir) / name).unlink(missing_ok=True)
 

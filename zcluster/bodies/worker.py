@@ -14,7 +14,6 @@ import os
 import resource
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
@@ -23,10 +22,12 @@ from typing import Any
 
 from zcluster import current
 from zcluster.bus.link import Link
+from zcluster.bus.mailbox import Mailbox
 from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.fleet_events import BOOT_FAILED_CODE, LANE_TAKEN_CODE
 from zcluster.core.joining import Joined
+from zcluster.core.mail import MEMBERS, TOPICS
 from zcluster.core.slow import SLOW_AFTER_S, SLOW_MAX, slow_requests
 from zcluster.errors import ClusterError
 from zcluster.http import AccessLog, Engine, Limits, behind_proxies
@@ -35,6 +36,7 @@ from zcluster.unix import leash, process, strays
 from zcluster.unix.application import load
 from zcluster.unix.birth import Birth
 from zcluster.unix.crowd import Crowd
+from zcluster.unix.forksafety import is_connected_below
 from zcluster.unix.ledgerfile import LedgerFile, open_ledger
 from zcluster.unix.logs import log_to_stderr
 from zcluster.unix.notes import dump_into
@@ -52,6 +54,7 @@ PAGE_BYTES = resource.getpagesize()
 # Descriptors that connections must leave free: ours and libzmq's are some 30 (new ones are opened before the old are
 # closed when a master is replaced), the rest is for what the app opens in a request.
 FDS_SPARE = 128
+LAST_WORDS_S = 0.1  # before the drain's deadline: closing, and the interpreter's exit, take some 20 ms
 FRESH_TICKS = 3  # a worker that has missed so many ticks is not waited for when a connection is to be shared
 # How long a thread of the app that computes keeps the GIL from the others, the loop among them, which pays it at
 # each system call. Measured on a busy machine, 2 workers, 4 clients of an endpoint that computes 30 ms beside 32 of a
@@ -79,6 +82,7 @@ def main(birth: Birth) -> int:
         return LANE_TAKEN_CODE
     signals.reset_in_forks()
     ledger = _bind_ledger(birth, run_dir)
+    mailbox = current.mailbox = Mailbox(f"worker:{info.id}", current.subscriptions, _nobody)
     try:
         app = load(birth.config.app) if birth.app is None else birth.app
         signals.rearm()
@@ -87,7 +91,11 @@ def main(birth: Birth) -> int:
     except ClusterError as error:  # the app, or more counters than the ledger has room for
         (run_dir / f"boot-{info.id}").write_text(str(error), encoding="utf-8", errors="replace")
         return BOOT_FAILED_CODE
-    return Worker(birth, app, ledger, signals).run()
+    return Worker(birth, app, ledger, signals, mailbox).run()
+
+
+def _nobody() -> None:
+    """Wakes nobody: what is sent while the app is imported waits in the mailbox for the link."""
 
 
 def _bind_ledger(birth: Birth, run_dir: Path) -> LedgerFile:
@@ -108,8 +116,9 @@ def _bind_ledger(birth: Birth, run_dir: Path) -> LedgerFile:
 class Worker:
     """The main thread."""
 
-    def __init__(self, birth: Birth, app: Any, ledger: LedgerFile, signals: Signals) -> None:
+    def __init__(self, birth: Birth, app: Any, ledger: LedgerFile, signals: Signals, mailbox: Mailbox) -> None:
         config = birth.config
+        self.mailbox = mailbox
         self.birth, self.config, self.info, self.signals = birth, config, birth.worker, signals
         self.lane = ledger.ledger.lane(birth.worker.lane)
         self.reconnect_seen = self.lane.reconnect
@@ -127,6 +136,7 @@ class Worker:
             access=self.access,
             tls=birth.tls,
         )
+        self.main_thread = threading.get_ident()
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # Opened once: a heartbeat must not fail because clients, or the app, have taken all descriptors.
         self.statm_fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -136,23 +146,27 @@ class Worker:
         self.serving = self.draining = self.finished = False
         self.code = 0
         self.leaving: m.Leaving | None = None
+        self.leave_by = float("inf")  # then the master kills us
         self.launcher_gone = False
         self.flush_due, self.flush_pause_s = 0.0, FLUSH_S
         self.dirty = False  # a counter changed
         self.cooling = False  # increments were told just now: changes need not wake us, we look at `flush_due` anyway
         self.tick_due = self.beat_due = 0.0
-        self.link = Link(birth.boot.run_dir, self._hello, topics=(m.TOTALS,), heartbeat_s=config.heartbeat_s)
+        topics = (m.TOTALS, MEMBERS, TOPICS) if current.subscriptions.has_topics() else (m.TOTALS, MEMBERS)
+        self.link = Link(birth.boot.run_dir, self._hello, topics=topics, heartbeat_s=config.heartbeat_s)
         for fd in (signals.fileno(), self.wake_fd, birth.launcher_fd):
             self.link.register(fd)
 
     def run(self) -> int:
         """Until the engine has drained."""
-        current.wake, current.poke = self._on_change, self._poke
+        current.wake, current.poke, current.leave = self._on_change, self._poke, self._leave_for
+        self.mailbox.attach(self._wake_for_mail, self._app_exits)
         current.at_unbind.append(self._forget_in_child)
         self.lane.state = "online"
         try:
             while not self.finished:
                 self._turn(time.monotonic())
+            self._finish_mail()
         except BaseException:  # the engine must not go on, and hold up the exit, in a worker that nobody leads
             self.engine.drain(quick=True)
             if self.access is not None:
@@ -164,11 +178,14 @@ class Worker:
 
     def _turn(self, now: float) -> None:
         due = min(self.tick_due, self.beat_due, self.flush_due if self.dirty or self.cooling else self.beat_due)
-        delivered, ready = self.link.poll(max(0.0, due - now))
+        delivered, ready = self.link.poll(max(0.0, min(due, self.mailbox.due) - now))
         self._ready_fds(ready)
+        now = time.monotonic()
         for item in delivered:
+            self.mailbox.take(item, now)
             self._on_delivered(item)
-        self._periodic(time.monotonic())
+        self.mailbox.pump(self.link, now)
+        self._periodic(now)
 
     # ---- from other threads ----------------------------------------------------------------------------------------
     def _loop_tick(self) -> None:
@@ -176,7 +193,10 @@ class Worker:
 
     def _app_exits(self, code: int) -> None:
         self.code = code
-        self.leaving = m.Leaving(f"the app raised SystemExit({code})")
+        self._leave_for(f"the app raised SystemExit({code})")
+
+    def _leave_for(self, reason: str) -> None:
+        self.leaving = m.Leaving(reason)
         self._wake()
 
     def _serve(self) -> None:
@@ -197,6 +217,10 @@ class Worker:
     def _wake(self) -> None:
         os.eventfd_write(self.wake_fd, 1)
 
+    def _wake_for_mail(self) -> None:
+        if threading.get_ident() != self.main_thread:  # we look anyway
+            os.eventfd_write(self.wake_fd, 1)
+
     def _poke(self) -> None:
         poke(Path(self.birth.boot.run_dir) / "checkpoint")
 
@@ -207,19 +231,18 @@ class Worker:
         if self.access is not None:
             self.access.close_in_child()
         for entry in os.listdir("/proc/self/fd"):
-            if _belongs_to_bus(int(entry), self.birth.boot.run_dir):
+            if is_connected_below(int(entry), self.birth.boot.run_dir):
                 os.close(int(entry))
         os.close(self.wake_fd)
         faulthandler.unregister(process.DUMP_SIGNAL)
 
     # ---- the bus ---------------------------------------------------------------------------------------------------
     def _hello(self, link: bytes) -> m.Hello:
-        return m.Hello(link, "worker", self.info.pid, self.info)
+        return m.Hello(link, "worker", self.info.pid, self.info, self.mailbox.name)
 
     def _ready_fds(self, ready: list[int]) -> None:
         if self.wake_fd in ready:
             os.eventfd_read(self.wake_fd)
-            self.dirty = True
             if self.leaving is not None:
                 self._start_leaving(self.leaving)
         if self.signals.fileno() in ready and signal.SIGTERM in self.signals.take():
@@ -234,8 +257,8 @@ class Worker:
         match item:
             case Joined():
                 self._on_joined()
-            case m.Drain(quick=quick):
-                self._drain(quick=quick)
+            case m.Drain(deadline_s=deadline_s, quick=quick):
+                self._drain(quick=quick, limit_s=deadline_s)
             case m.Refused(reason=reason):
                 log.warning("the master has no place for this worker: %s; leaving", reason)
                 self._drain(quick=False)
@@ -263,7 +286,12 @@ class Worker:
         self.link.send(leaving)
         self._drain(quick=False)
 
-    def _drain(self, *, quick: bool) -> None:
+    def _drain(self, *, quick: bool, limit_s: float | None = None) -> None:
+        if limit_s is None:
+            limit_s = self.config.quick_timeout_s if quick else self.config.graceful_timeout_s
+        self.leave_by = min(self.leave_by, time.monotonic() + limit_s)
+        if self.finished:
+            return
         self.draining = True
         self.lane.state = "draining"
         if self.serving:
@@ -322,6 +350,22 @@ class Worker:
             current.counting.put_back(cells)
             self.dirty = True
 
+    def _finish_mail(self) -> None:
+        """What was received is handled, the app's last functions run, and what was sent is received.
+
+        As long as the drain's deadline allows, and somebody is there to carry it.
+        """
+        self.mailbox.finish()
+        for last in (False, True):
+            if last:
+                self.mailbox.run("disconnect")
+            while not self.mailbox.is_idle() and not self.launcher_gone:
+                now = time.monotonic()
+                if now >= self.leave_by - LAST_WORDS_S:
+                    log.warning("leaving although functions for messages still run, or messages were not received")
+                    return
+                self._turn(now)
+
     def _leave(self) -> None:
         """The last words, then the sockets; the interpreter's exit does the rest."""
         if self.serving:
@@ -329,6 +373,8 @@ class Worker:
         if self.access is not None:
             self.access.close()
         self._flush(time.monotonic())
+        current.mailbox = None
+        self.mailbox.close("this worker has left the cluster", 0.0)
         self.link.close()
         self.lane.state = "dead"
         for listener in self.listeners:
@@ -349,15 +395,3 @@ def _limits(config: Config) -> Limits:
         write_timeout_s=config.write_timeout_s,
         connections=min(config.worker_connections, max(soft - FDS_SPARE, soft // 4)),
     )
-
-
-def _belongs_to_bus(fd: int, run_dir: str) -> bool:
-    """Is this descriptor one of libzmq's connections to our master? (It keeps them to itself.)"""
-    try:
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            return False
-        with socket.socket(fileno=os.dup(fd)) as sock:
-            peer = sock.getpeername()
-    except OSError:
-        return False
-    return isinstance(peer, str) and peer.startswith(run_dir)

@@ -43,8 +43,8 @@ class Mailbox:
 
     `wake` makes the link's thread call `pump`; it must not block. `deliver` takes messages instead of the registered
     functions (a handle puts them in line with its other events): it is given the sender's name and a function that
-    returns the payload, to be called exactly once. `call` says how a function is called. `on_exit` is told the code
-    when a function raises SystemExit. `daemon` threads do not hold up the end of the program.
+    returns the payload, to be called exactly once. `call` says how a function is called. `daemon` threads do not hold
+    up the end of the program.
     """
 
     def __init__(
@@ -55,7 +55,6 @@ class Mailbox:
         *,
         deliver: Deliver | None = None,
         call: Callable[[Function, str, Any], Any] = _plainly,
-        on_exit: Callable[[int], None] | None = None,
         daemon: bool = False,
     ) -> None:
         self.name, self.wake = name, wake
@@ -69,7 +68,7 @@ class Mailbox:
         self._closed = ""
         self._epoch = 0
         self._reception = Reception(
-            name, subscriptions, self.pool, self._reply, self._ring, deliver=deliver, call=call, on_exit=on_exit
+            name, subscriptions, self.pool, self._reply, self._ring, deliver=deliver, call=call
         )
         subscriptions.changed = self._ring
 
@@ -170,6 +169,12 @@ class Mailbox:
     def _ring(self) -> None:
         self.wake()
 
+    def attach(self, wake: Callable[[], None], on_exit: Callable[[int], None]) -> None:
+        """The link exists: from now on somebody can be woken, and told of a SystemExit."""
+        self.wake = wake
+        self._reception.on_exit = on_exit
+        self.wake()
+
     # ---- the link's thread -----------------------------------------------------------------------------------------
     def take(self, item: object, now: float) -> None:
         """Look at something the link has delivered; what is not mail, nor about who is there, is ignored."""
@@ -251,6 +256,10 @@ class Mailbox:
         """When `pump` is to be called at the latest (monotonic seconds)."""
         with self._lock:
             return min(self._post.due, self._reception.subscriber.due)
+
+    def finish(self) -> None:
+        """From now on wake the link's thread also when the last function has returned: it waits for `is_idle`."""
+        self.pool.on_idle = self._ring
 
     def is_idle(self) -> bool:
         """Whether all that was sent is received, and all that was received is handled."""

@@ -29,6 +29,7 @@ class Pool:
         self._idle = 0
         self._unique = 0
         self._closed = False
+        self.on_idle: Callable[[], None] | None = None  # called when the last job has ended; must not block or raise
 
     def put(self, key: Hashable | None, job: Job) -> None:
         """Run a job: after those with the same key, or (None) as soon as a thread is free. Dropped after `close`."""
@@ -81,6 +82,9 @@ class Pool:
                         self._news.notify()
                     else:
                         del self._jobs[key]
+                    idle = not self._jobs
+                if idle and self.on_idle is not None:
+                    self.on_idle()
 
     def close(self, timeout_s: float) -> bool:
         """Run what waits and end the threads; false when one of them is still busy after `timeout_s` seconds."""

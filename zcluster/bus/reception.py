@@ -47,12 +47,12 @@ class Reception:
         *,
         deliver: Deliver | None,
         call: Callable[[Function, str, Any], Any],
-        on_exit: Callable[[int], None] | None,
     ) -> None:
         self.name, self.subscriptions, self.pool = name, subscriptions, pool
         self.subscriber = Subscriber()
         self._reply, self._eased = reply, eased
-        self._deliver, self._call, self._on_exit = deliver, call, on_exit
+        self._deliver, self._call = deliver, call
+        self.on_exit: Callable[[int], None] | None = None  # told the code when a function raises SystemExit
         self._incoming: dict[str, Incoming] = {}
         self._starved: set[str] = set()  # senders that were refused for want of room
         self._unheard: deque[tuple[str, bytes]] = deque()  # messages that came before there was a function for them
@@ -161,8 +161,8 @@ class Reception:
         try:
             return function(*arguments)
         except SystemExit as leave:
-            if self._on_exit is not None:
-                self._on_exit(leave.code if isinstance(leave.code, int) else int(leave.code is not None))
+            if self.on_exit is not None:
+                self.on_exit(leave.code if isinstance(leave.code, int) else int(leave.code is not None))
         except Exception:
             log.exception("a function registered for messages raised: %r", function)
         return None

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from zcluster.core.fleet import Fleet
+from zcluster.core.fleet_worker import SERVING
+from zcluster.core.mail import Members
 from zcluster.core.messages import Event, Snapshot
 from zcluster.core.slow import slowest
 
@@ -25,6 +27,7 @@ def fleet_snapshot(
     dropped: Mapping[str, int],
     received: Mapping[str, int],
     recent: tuple[Event, ...] = (),
+    members: Members | None = None,
 ) -> Snapshot:
     """Put a Snapshot together; `now` (seconds) is of the clock the fleet is stepped with. `zygote_pid` 0: none."""
     refused: Counter[str] = Counter()
@@ -48,4 +51,11 @@ def fleet_snapshot(
         recent=recent,
         slow=slowest({worker.id: worker.beat.slow for worker in fleet.living() if worker.pid and worker.beat}),
         refused=dict(refused),
+        members=members,
     )
+
+
+def who_is_there(fleet: Fleet) -> tuple[dict[int, tuple[int, bool]], int]:
+    """Every worker that lives or was asked for, with its slot and whether it serves; and the next id."""
+    there = {worker.id: (worker.slot, worker.state in SERVING) for worker in fleet.living()}
+    return there, fleet.roster.next_id

@@ -6,6 +6,7 @@ queries of all workers at once: one user's rows to another.
 
 import os
 import socket
+import stat
 import threading
 import time
 from pathlib import Path
@@ -73,3 +74,15 @@ def _name(peer: object) -> str:
     if isinstance(peer, bytes):  # the abstract namespace of unix(7), as ss(8) shows it
         return peer.replace(b"\0", b"@").decode(errors="replace")
     return str(peer)
+
+
+def is_connected_below(fd: int, directory: str) -> bool:
+    """Is this descriptor a connection to a Unix socket in this directory? (libzmq keeps its own to itself.)"""
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return False
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            peer = sock.getpeername()
+    except OSError:
+        return False
+    return isinstance(peer, str) and peer.startswith(directory)
