@@ -21,6 +21,7 @@ from types import FrameType
 from bench_cluster import cluster, examples
 from bench_connections import balance, idle
 from bench_machine import PYPI, describe, find, raise_file_limit
+from bench_messages import messages
 from bench_mixed import mixed
 from bench_processes import BenchError, sweep
 from bench_report import Report
@@ -51,6 +52,7 @@ SECTIONS = {
     "log": Section(access_log),
     "examples": Section(examples),
     "cluster": Section(cluster, ()),
+    "messages": Section(messages, ()),
     "where": Section(where, ()),
 }
 

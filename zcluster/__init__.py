@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zcluster.cluster import Cluster
+    from zcluster.core.outbox import QueueFull
     from zcluster.counter import Counter
     from zcluster.errors import (
         AppError,
@@ -15,9 +16,15 @@ if TYPE_CHECKING:
         BusError,
         ClusterError,
         ConfigError,
+        NoReply,
+        PeerGone,
+        ReloadFailed,
+        RequestFailed,
         RestartLimitReached,
         SpawnError,
+        TooLarge,
     )
+    from zcluster.messaging import gather, publish, request, subscribe
     from zcluster.whoami import worker
 
 __all__ = [
@@ -28,12 +35,25 @@ __all__ = [
     "ClusterError",
     "ConfigError",
     "Counter",
+    "NoReply",
+    "PeerGone",
+    "QueueFull",
+    "ReloadFailed",
+    "RequestFailed",
     "RestartLimitReached",
     "SpawnError",
+    "TooLarge",
+    "gather",
+    "publish",
+    "request",
+    "subscribe",
     "worker",
 ]
 
-_HOMES = {"Cluster": "cluster", "Counter": "counter", "worker": "whoami"}  # all others are errors
+_HOMES = {  # all others are errors
+    **{"Cluster": "cluster", "Counter": "counter", "QueueFull": "core.outbox", "worker": "whoami"},
+    **dict.fromkeys(("gather", "publish", "request", "subscribe"), "messaging"),
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,85 @@
+"""The examples of messages, run as their READMEs say, with the project's own fixtures."""
+
+import re
+
+import pytest
+from test_examples import EXAMPLES
+
+READERS = 20  # fresh connections, which any worker may take
+CONNECTIONS_MAX = 60  # kept open until each of three workers has one: they share them evenly
+
+
+@pytest.fixture
+def example(zcluster_factory, monkeypatch):
+    """Start an example with three workers."""
+
+    def start(name, **options):
+        monkeypatch.syspath_prepend(str(EXAMPLES / name))
+        return zcluster_factory("app:app", workers=3, **options)
+
+    return start
+
+
+def fresh(cluster, path):
+    """GET by a connection of its own, so that any worker may answer."""
+    client = cluster.new_client()
+    try:
+        return client.get(path).text
+    finally:
+        client.close()
+
+
+def test_chat(example):
+    """Everybody reads the same lines in the same order, also a worker that was stopped while they were said."""
+    cluster = example("chat", threads=16)
+    cluster.stop_worker(1)
+    said = [f"line {number}" for number in range(5)]
+    for text in said:
+        answer = cluster.client.post("/kitchen", data={"who": "ada", "text": text})
+        assert (answer.status_code, answer.text) == (202, "said\n")
+    cluster.continue_worker(1)
+    for _ in range(READERS):
+        cluster.wait_for(lambda: fresh(cluster, "/kitchen?after=0&wait=0").count("\n") == 5)
+    read = {fresh(cluster, "/kitchen?after=0&wait=0") for _ in range(READERS)}
+    assert len(read) == 1
+    (lines,) = read
+    assert re.findall(r"(?m)^\d+\.\d{6} ada: (.*)$", lines) == said
+    last = lines.splitlines()[-2].split()[0]
+    assert fresh(cluster, f"/kitchen?after={last}") == lines.splitlines()[-1] + "\n"
+
+
+def test_cache_invalidate(example, monkeypatch, tmp_path):
+    """A value that was cached by every worker is read anew by every worker after one of them has changed it."""
+    monkeypatch.setenv("STORE", str(tmp_path))
+    cluster = example("cache_invalidate")
+    clients = {}  # by worker: connections are kept open, and the workers share them evenly
+    for _ in range(CONNECTIONS_MAX):
+        client = cluster.new_client()
+        clients.setdefault(int(re.search(r"by (\d+)", client.get("/colour").text)[1]), client)
+        if len(clients) == 3:
+            break
+    assert set(clients) == {worker.pid for worker in cluster.workers.values()}
+
+    def all_answer(value):
+        return all(client.get("/colour").text == f"{value} (cached by {pid})\n" for pid, client in clients.items())
+
+    one, other, _ = clients.values()
+    assert one.put("/colour", data="red").text == "stored\n"
+    cluster.wait_for(lambda: all_answer("red"))
+    assert other.put("/colour", data="blue").text == "stored\n"
+    cluster.wait_for(lambda: all_answer("blue"))
+
+
+def test_ask_everyone(example):
+    """All three answer; a stopped one is named, and costs the time-out but not the others' answers."""
+    cluster = example("ask_everyone")
+    ids = {worker.slot: worker.id for worker in cluster.workers.values()}
+    pids = {worker.id: worker.pid for worker in cluster.workers.values()}
+    replies = dict(re.findall(r"(?m)^worker (\d+): \{'pid': (\d+), ", cluster.client.get("/").text))
+    assert {int(id_): int(pid) for id_, pid in replies.items()} == pids
+    cluster.stop_worker(2)
+    lines = fresh(cluster, "/").splitlines()
+    assert f"worker {ids[2]}: did not reply in time" in lines
+    assert len([line for line in lines if "'pid'" in line]) == 2
+    cluster.continue_worker(2)
+    cluster.wait_for(lambda: fresh(cluster, "/").count("'pid'") == 3)
