@@ -19,10 +19,11 @@ from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
 import click
+import conformance
 
 from zcluster import accessformat, config
 from zcluster.cli import cli
-from zcluster.core import fleet_worker, messages
+from zcluster.core import fleet_worker, mail, messages
 from zcluster.http import limits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,16 +182,18 @@ def modules_part() -> str:
 
 
 # ---- messages -----------------------------------------------------------------------------------------------------
-def messages_part(wanted: Callable[[str], bool]) -> str:
-    """One table per section of core/messages.py whose heading is wanted."""
-    said, nodes = classes(messages)
+def messages_part(
+    wanted: Callable[[str], bool], module: ModuleType = messages, above: str = "common to several messages"
+) -> str:
+    """One table per section of a module whose heading is wanted; `above`: what stands before the first one is."""
+    said, nodes = classes(module)
     headings = {line: text.strip(" -") for line, text in said.items() if text.endswith("----")}
     headings |= {line: "" for line, text in said.items() if not text.strip("- ")}
     text, shown = "", ""
     rows: list[list[str]] = []
     for node in nodes:
         line = max((at for at in headings if at < node.lineno), default=0)
-        heading = headings.get(line, "common to several messages")
+        heading = headings.get(line, above)
         if not wanted(heading):
             continue
         if heading != shown:
@@ -238,8 +241,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "modules": modules_part,
     "common": lambda: messages_part(lambda heading: heading.startswith("common")),
     "bus": lambda: messages_part(bus),
+    "mail": lambda: messages_part(lambda _heading: True, mail, "ctl and pub: what users say to each other"),
     "control": lambda: messages_part(lambda heading: not bus(heading) and not heading.startswith("common")),
     "states": states_part,
+    **conformance.PARTS,
 }
 
 

@@ -164,7 +164,7 @@ def ps(name: str, run_dir: str, as_json: bool) -> None:
     from zcluster.cluster import Cluster
     from zcluster.tables import cluster_table
 
-    with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S) as cluster:
+    with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
         seen = cluster.snapshot()
     click.echo(json.dumps(seen) if as_json else cluster_table(seen))
 
@@ -177,7 +177,7 @@ def counters(name: str, run_dir: str, as_json: bool) -> None:
     from zcluster.cluster import Cluster
     from zcluster.tables import counters_table
 
-    with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S) as cluster:
+    with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
         totals = cluster.snapshot()["counters"]
     click.echo(json.dumps(totals) if as_json else counters_table(totals))
 
@@ -190,6 +190,6 @@ def stop(name: str, run_dir: str, quick: bool, wait: bool) -> int:
     """Stop a running cluster: no new connections, requests in flight are finished."""
     from zcluster.cluster import Cluster
 
-    with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S) as cluster:
+    with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
         cluster.request_stop(quick=quick)
         return cluster.wait() if wait else 0

@@ -1,21 +1,28 @@
 """The thread of a handle: follows a cluster on the bus, carries questions to its master, and sees its launcher end.
 
-Invariant: the link belongs to this thread alone. Others leave orders in a queue and ring; nothing they do blocks it.
+Invariant: the link, and the mailbox's side of it, belong to this thread alone. Others leave orders in a queue and
+ring; nothing they do blocks it.
 """
 
 import itertools
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import Raw
+from msgspec import Raw, msgpack
 
 from zcluster.bus.link import Link
-from zcluster.core.messages import Answer, Ask, Hello
+from zcluster.core.mail import MEMBERS, TOPICS
+from zcluster.core.messages import EVENTS, TOTALS, Answer, Ask, Hello, Leaving
 from zcluster.errors import BusError
+
+if TYPE_CHECKING:
+    from zcluster.bus.mailbox import Mailbox
 
 log = logging.getLogger("zcluster.handle")
 
@@ -23,20 +30,45 @@ POLL_S: Final = 1.0  # everything wakes the thread; this only bounds what a bug 
 LAST_WORDS_S: Final = 0.05  # after the launcher has ended: what the master published is in our socket by now
 _numbers = itertools.count(1)  # of questions: a master tells repetitions by (pid, number), so one count per process
 
+Then = Callable[["Raw | BusError"], None]
+
+
+class Refusal(BusError):
+    """The master answered with an error; `reason` is its text."""
+
+    def __init__(self, verb: str, reason: str) -> None:
+        super().__init__(f"the master refused {verb!r}: {reason}")
+        self.reason = reason
+
 
 class _Question:
-    """One Ask that somebody waits for."""
+    """One Ask, and what is done with the body of its Answer, or with the reason why there is none."""
 
-    def __init__(self, verb: str, args: Raw) -> None:
-        self.ask = Ask(next(_numbers), verb, args)
-        self.done = threading.Event()
-        self.answer: Answer | None = None
+    def __init__(self, verb: str, args: object, then: Then) -> None:
+        self.ask = Ask(next(_numbers), verb, Raw(msgpack.encode(args)))
+        self._then = then
+
+    def answer(self, answer: Answer | None) -> None:
+        if answer is None:
+            self._then(BusError(f"the cluster ended before its master answered {self.ask.verb!r}"))
+        else:
+            self._then(Refusal(self.ask.verb, answer.error) if answer.error else answer.body)
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """Something to do as soon as a condition holds, or at the end of patience (monotonic seconds)."""
+
+    is_over: Callable[[], bool]
+    until: float
+    then: Callable[[], object]
 
 
 class Follower:
     """Follow the cluster in `run_dir` until its launcher ends (`launcher_fd`, a pidfd, which stays the caller's).
 
-    `on_batch` is given what the link delivers; `on_end` is called once, last, by the same thread.
+    `on_batch` is given what the link delivers; `on_end` is called once, last, by the same thread. `mailbox`, if there
+    is one, is under this name a member of the cluster; `owner`: of the one that this process has started.
     """
 
     def __init__(
@@ -46,34 +78,66 @@ class Follower:
         heartbeat_s: float,
         on_batch: Callable[[Sequence[object]], None],
         on_end: Callable[[], None],
+        *,
+        mailbox: "Mailbox | None" = None,
+        owner: bool = False,
     ) -> None:
         self._run_dir, self._launcher_fd, self._heartbeat_s = run_dir, launcher_fd, heartbeat_s
         self._on_batch, self._on_end = on_batch, on_end
+        self._mailbox, self._owner = mailbox, owner
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()  # guards the bell's life and the orders
-        self._orders: deque[_Question | int] = deque()  # to ask, or the number of one to forget
+        self._orders: deque[_Question | int | _Wait] = deque()  # to ask, or the number of one to forget
         self._asked: dict[int, _Question] = {}  # the thread's own
+        self._waits: list[_Wait] = []  # as well
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zcluster-handle", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
         self._thread.start()
 
-    def ask(self, verb: str, args: Raw, timeout_s: float) -> Raw:
-        """Ask the master and return the body of its answer; for any thread but the follower's own.
+    def ask(self, verb: str, args: object, timeout_s: float | None) -> Raw:
+        """Ask the master and return the body of its answer; `timeout_s` None: as long as the cluster lives.
 
-        Raises `BusError` when it does not answer within `timeout_s` seconds, or answers with an error.
+        Raises `Refusal` when it answers with an error, `BusError` when it does not answer in time.
         """
-        question = _Question(verb, args)
-        self._order(question)
-        if not question.done.wait(timeout_s):
-            self._order(question.ask.number)
+        done: deque[Raw | BusError] = deque()
+        arrived = threading.Event()
+
+        def then(answer: Raw | BusError) -> None:
+            done.append(answer)
+            arrived.set()
+
+        number = self.ask_then(verb, args, then)
+        if not arrived.wait(timeout_s):
+            self._order(number)
             raise BusError(
                 f"the master did not answer {verb!r} within {timeout_s:g} s; it may be stopped or overloaded"
             )
-        if question.answer is None:
-            raise BusError(f"the cluster ended before its master answered {verb!r}")
-        if question.answer.error:
-            raise BusError(f"the master refused {verb!r}: {question.answer.error}")
-        return question.answer.body
+        answer = done.pop()
+        if isinstance(answer, BusError):
+            raise answer
+        return answer
+
+    def ask_then(self, verb: str, args: object, then: Then) -> int:
+        """Ask, and have `then` called with the answer's body or a `BusError`: by this thread, so it must not wait.
+
+        Returns the number of the question.
+        """
+        question = _Question(verb, args, then)
+        if not self._order(question):
+            question.answer(None)
+        return question.ask.number
+
+    def when(self, is_over: Callable[[], bool], limit_s: float, then: Callable[[], object]) -> None:
+        """Have this thread call `then` as soon as mail has made a condition true, and after `limit_s` in any case."""
+        self._order(_Wait(is_over, time.monotonic() + limit_s, then))
+
+    def ring(self) -> None:
+        """Have the thread look at its orders and its mailbox."""
+        with self._lock:
+            self._ring()
 
     def close(self) -> None:
         """Stop following and wait for the thread, unless it is the one that calls."""
@@ -83,13 +147,13 @@ class Follower:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _order(self, order: _Question | int) -> None:
+    def _order(self, order: _Question | int | _Wait) -> bool:
         with self._lock:
+            if self._bell < 0:
+                return False
             self._orders.append(order)
             self._ring()
-            ended = self._bell < 0
-        if ended and isinstance(order, _Question):
-            order.done.set()
+            return True
 
     def _ring(self) -> None:
         if self._bell >= 0:
@@ -98,40 +162,70 @@ class Follower:
     # ---- in the thread ---------------------------------------------------------------------------------------------
     def _run(self) -> None:
         try:
-            link = Link(self._run_dir, _hello, heartbeat_s=self._heartbeat_s)
+            topics: tuple[str, ...] = (TOTALS, EVENTS)
+            if self._mailbox is not None:
+                topics += (MEMBERS, TOPICS) if self._mailbox.subscriptions.has_topics() else (MEMBERS,)
+            link = Link(self._run_dir, self._hello, topics=topics, heartbeat_s=self._heartbeat_s)
             try:
                 link.register(self._bell)
                 link.register(self._launcher_fd)
                 self._follow(link)
+                if self._mailbox is not None and self._closing and link.joined:
+                    link.send(Leaving("its handle is closed"))  # so that nobody keeps mail for us
             finally:
-                link.close(linger_ms=0)
+                link.close()
         except Exception:
             log.exception("following the cluster in %s has failed; this handle hears no more of it", self._run_dir)
         finally:
             self._end()
             self._on_end()
 
+    def _hello(self, link: bytes) -> Hello:
+        name = self._mailbox.name if self._mailbox is not None else ""
+        return Hello(link, "handle", os.getpid(), mailbox=name, owner=self._owner)
+
     def _follow(self, link: Link) -> None:
         ended = False
         while not (ended or self._closing):
-            delivered, ready = link.poll(POLL_S)
+            delivered, ready = link.poll(self._patience_s())
             self._take(delivered)
             if self._bell in ready:
                 os.eventfd_read(self._bell)
                 self._carry_out(link)
+            if self._mailbox is not None:
+                self._mailbox.pump(link, time.monotonic())
+            self._look_at_waits(time.monotonic())
             ended = self._launcher_fd in ready
         if ended or self._launcher_fd in link.poll(0)[1]:
             link.unregister(self._launcher_fd)
             while delivered := link.poll(LAST_WORDS_S)[0]:
                 self._take(delivered)
 
-    def _take(self, delivered: Sequence[object]) -> None:
+    def _patience_s(self) -> float:
+        dues = [wait.until for wait in self._waits]
+        if self._mailbox is not None:
+            dues.append(self._mailbox.due)
+        due = min(dues, default=float("inf"))
+        return min(POLL_S, max(0.0, due - time.monotonic()))
+
+    def _look_at_waits(self, now: float) -> None:
+        waits, self._waits = self._waits, []
+        for wait in waits:
+            if now >= wait.until or wait.is_over():
+                wait.then()
+            else:
+                self._waits.append(wait)
+
+    def _take(self, delivered: Sequence[Any]) -> None:
+        """Mail first goes to the mailbox: what a worker has sent before its exit is told before its exit."""
+        now = time.monotonic()
         for message in delivered:
             if isinstance(message, Answer):
                 question = self._asked.pop(message.number, None)
                 if question is not None:
-                    question.answer = message
-                    question.done.set()
+                    question.answer(message)
+            elif self._mailbox is not None:
+                self._mailbox.take(message, now)
         if delivered:
             self._on_batch(delivered)
 
@@ -142,13 +236,15 @@ class Follower:
                 self._asked.pop(order, None)
                 link.outbox.forget(order)
                 continue
+            if isinstance(order, _Wait):
+                self._waits.append(order)
+                continue
             self._asked[order.ask.number] = order
             try:
                 link.send(order.ask)
             except BusError as error:  # the queue is full, or the question is too large
                 del self._asked[order.ask.number]
-                order.answer = Answer(order.ask.number, error=str(error))
-                order.done.set()
+                order.answer(Answer(order.ask.number, error=str(error)))
 
     def _end(self) -> None:
         """Nobody will answer any more: tell those who wait."""
@@ -158,8 +254,7 @@ class Follower:
             waiting = [*self._asked.values(), *(order for order in self._orders if isinstance(order, _Question))]
             self._orders.clear()
         for question in waiting:
-            question.done.set()
-
-
-def _hello(link: bytes) -> Hello:
-    return Hello(link, "handle", os.getpid())
+            question.answer(None)
+        if self._mailbox is not None:
+            why = "this handle was closed" if self._closing else "the cluster has ended"
+            self._mailbox.close(why, 0.0)  # its threads are waited for by whoever closes the handle

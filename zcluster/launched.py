@@ -14,7 +14,7 @@ from typing import Final
 
 from zcluster import owned
 from zcluster.config import Config
-from zcluster.core.messages import Boot, Failed
+from zcluster.core.messages import Boot, Failed, Size
 from zcluster.errors import AppError, ClusterError, ConfigError, RestartLimitReached, SpawnError
 from zcluster.unix import rundir
 from zcluster.unix.channel import Channel
@@ -41,15 +41,22 @@ class Launched:
             raise SpawnError(f"the launcher {pid} has just ended") from None
 
     @classmethod
-    def start(cls, config: Config, app: "owned.App | None") -> "Launched":
-        """Start a launcher for this process; `app` when it lives in our memory only. Raises `SpawnError`."""
-        boot, now, own_fd = owned.boot_for(config), time.monotonic(), os.pidfd_open(os.getpid())
+    def start(
+        cls, config: Config, app: "owned.App | None", output_fd: int = -1, size: Size | None = None
+    ) -> "Launched":
+        """Start a launcher for this process; `app` when it lives in our memory only. Raises `SpawnError`.
+
+        What the cluster writes goes to `output_fd` (3 or higher); -1: to our own stdout and stderr. `size`: the slots
+        it begins with, if these are not just as many as are configured.
+        """
+        boot, now, own_fd = owned.boot_for(config, size), time.monotonic(), os.pidfd_open(os.getpid())
         try:
             if app is None:
-                child = exec_child("launcher", config.name or rundir.safe_name(config.app), boot, (own_fd,), now)
+                name = config.name or rundir.safe_name(config.app)
+                child = exec_child("launcher", name, boot, (own_fd,), now, output_fd)
             else:
                 owned.warn_of_threads()
-                child = fork_child(owned.forked_main(app, config, own_fd), boot, (own_fd,), now)
+                child = fork_child(owned.forked_main(app, own_fd), boot, (own_fd,), now, output_fd)
         finally:
             os.close(own_fd)
         return cls(child.pid, child.channel)

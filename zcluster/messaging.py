@@ -9,6 +9,7 @@ in each worker.
 """
 
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -27,7 +28,7 @@ REQUEST_TIMEOUT_S: Final = 1.0  # a worker that lives answers in a millisecond; 
 GATHER_TIMEOUT_S: Final = 0.5
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_local: list[Pool] = []  # made when something is published outside a cluster
+_local: dict[int, Pool] = {}  # by process (threads do not cross a fork): made when something is published outside
 
 
 def subscribe(topic: str, *, on_lost: Callable[[int], Any] | None = None) -> Callable[[_F], _F]:
@@ -59,11 +60,10 @@ def publish(topic: str, payload: object, *, reliable: bool = False) -> Delivery:
     if mailbox is not None:
         return mailbox.publish(topic, payload, reliable=reliable)
     check_topic(topic)
-    if not _local:
-        _local.append(Pool("zcluster-messages", daemon=True))
-    delivery, body = Delivery(_local[0]), encoded(payload)
+    pool = _local.get(os.getpid()) or _local.setdefault(os.getpid(), Pool("zcluster-messages", daemon=True))
+    delivery, body = Delivery(pool), encoded(payload)
     for function in current.subscriptions.of_topic(topic):
-        _local[0].put(topic, partial(_call, function, body))
+        pool.put(topic, partial(_call, function, body))
     delivery.set_result(None)
     return delivery
 
@@ -99,7 +99,12 @@ def gather(topic: str, payload: object = None, timeout: float = GATHER_TIMEOUT_S
         return mailbox.gather(topic, payload, timeout)
     check_topic(topic)
     body = encoded(payload)
-    results = [function(decoded(body)) for function in current.subscriptions.of_topic(topic)]
+    functions = current.subscriptions.of_topic(topic)
+    try:
+        results = [function(decoded(body)) for function in functions]
+    except Exception as error:  # the user's: told as it would be by a worker
+        log.exception("a function that should have replied raised: %r", functions)
+        return Gathered({}, {0: f"{type(error).__name__}: {error}"})
     return Gathered({0: next((result for result in results if result is not None), None)} if results else {}, {})
 
 

@@ -21,7 +21,7 @@ import msgspec
 
 from zcluster import current
 from zcluster.config import Config
-from zcluster.core.messages import Boot
+from zcluster.core.messages import Boot, Size
 from zcluster.unix import process
 from zcluster.unix.channel import Channel
 from zcluster.unix.signals import forget_inherited
@@ -61,7 +61,7 @@ def warn_of_threads() -> None:
 _warned: list[bool] = []
 
 
-def forked_main(app: App, config: Config, owner_fd: int) -> Callable[[int], int]:
+def forked_main(app: App, owner_fd: int) -> Callable[[int], int]:
     """Return what the forked launcher of an app in memory runs, with the number of its control socket.
 
     `owner_fd`: the pidfd of this program. Call it right before the fork.
@@ -73,8 +73,9 @@ def forked_main(app: App, config: Config, owner_fd: int) -> Callable[[int], int]
 
         _leave_the_program(numbers)
         handle = Channel.of_fd(control_fd)
-        handle.first_message()  # the Boot, which an exec'd launcher needs; we have the configuration here
-        return launcher.serve_handle(config, handle, owner_fd, _contained(zygote_begin))
+        boot = handle.first_message()
+        assert isinstance(boot, Boot), "the handle's first message is a Boot"
+        return launcher.serve_handle(boot, handle, owner_fd, _contained(zygote_begin))
 
     def zygote_begin(control_fd: int) -> int:
         from zcluster.bodies import worker, zygote
@@ -133,7 +134,7 @@ def _plug(numbers: Sequence[int]) -> None:
         os.close(null)
 
 
-def boot_for(config: Config) -> Boot:
+def boot_for(config: Config, size: Size | None) -> Boot:
     """Return the first message to such a launcher: the options, and which process they come from."""
     own = os.getpid()
     return Boot(
@@ -142,4 +143,5 @@ def boot_for(config: Config) -> Boot:
         urls=(),
         launcher_pid=own,
         launcher_start=process.start_time(own),
+        size=size,
     )

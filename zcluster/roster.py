@@ -10,17 +10,22 @@ returned once. Written by one thread; others read, and see either the state befo
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from signal import SIGTERM
-from typing import Any, Final
+from signal import SIGTERM, Signals
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
+from urllib.parse import urlsplit
 
 import msgspec
 
+from zcluster.callbacks import Callback
 from zcluster.core.joining import Joined, Missed, Refreshed
 from zcluster.core.messages import Event, Snapshot, Totals, WorkerInfo
 from zcluster.errors import ClusterError
 from zcluster.unix.process import is_alive, send_signal
+
+if TYPE_CHECKING:
+    from zcluster.bus.mailbox import Delivery
 
 log = logging.getLogger("zcluster.handle")
 
@@ -37,18 +42,55 @@ _CLUSTER_KEYS: Final = (
 )
 
 
+class Bound(NamedTuple):
+    """Where a worker listens: what Node's `listening` event tells."""
+
+    address: str  # an IP address, or the path of a Unix socket
+    port: int | None  # the real one, also where port 0 was asked for; None for a Unix socket
+    family: str  # tcp4 | tcp6 | unix
+    fd: int | None = None  # as in Node: never a number, workers inherit the launcher's sockets
+
+
+def bound(url: str) -> Bound:
+    """Return where a url of a snapshot points."""
+    if url.startswith("unix:"):
+        return Bound(url.removeprefix("unix:"), None, "unix")
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return Bound(host, parts.port, "tcp6" if ":" in host else "tcp4")
+
+
+class Owner(Protocol):
+    """What a worker asks of the handle it belongs to."""
+
+    def listen_to(self, worker: "Worker", event: str, fn: Callback) -> None:
+        """Call `fn` at an event of this worker."""
+
+    def send_to(self, worker: "Worker", payload: Any) -> "Delivery":
+        """Send it a message."""
+
+    def dismiss(self, worker: "Worker") -> None:
+        """Have it disconnected."""
+
+    def await_worker(self, worker: "Worker", what: "str | Callable[[], object]", timeout_s: float) -> None:
+        """Wait for an event of it, or for a condition."""
+
+
 class Worker:
     """One worker, as the handle last heard of it. Safe from any thread."""
 
-    __slots__ = ("_info", "_stage")
+    __slots__ = ("_info", "_owner", "_stage", "_urls", "was_dismissed")
 
-    def __init__(self, info: WorkerInfo) -> None:
-        self._info = info
+    def __init__(self, info: WorkerInfo, owner: Callable[[], Owner] | None = None) -> None:
+        self._info, self._owner = info, owner
         self._stage = 0
+        self._urls: tuple[str, ...] = ()
+        self.was_dismissed = False  # by this handle: its slot was closed, so nobody replaces it
 
     def __repr__(self) -> str:
         return f"<Worker {self.id} slot={self.slot} pid={self.pid} {self.state}>"
 
+    # ---- what is known ---------------------------------------------------------------------------------------------
     @property
     def id(self) -> int:
         """Number of the worker; grows for ever, never reused."""
@@ -75,6 +117,16 @@ class Worker:
         return "dead" if self.is_dead() else self._info.state
 
     @property
+    def addresses(self) -> tuple[Bound, ...]:
+        """Where it listens, in the order of `bind`; empty before its `listening` event. All workers share them."""
+        return tuple(bound(url) for url in self._urls)
+
+    @property
+    def address(self) -> Bound | None:
+        """The first of `addresses`, or None."""
+        return bound(self._urls[0]) if self._urls else None
+
+    @property
     def exitcode(self) -> int | None:
         """How it exited; None while it lives, after a signal, or when nobody could learn it."""
         return self._info.exitcode
@@ -85,9 +137,11 @@ class Worker:
         return self._info.signal
 
     @property
-    def exited_after_disconnect(self) -> bool:
-        """Whether it left voluntarily."""
-        return self._info.exited_after_disconnect
+    def exited_after_disconnect(self) -> bool | None:
+        """Whether it left voluntarily; None before its disconnect or exit was heard of."""
+        if self.is_dead():
+            return self._info.exited_after_disconnect
+        return self._info.state == "draining" if self._stage == STAGES["disconnect"] else None
 
     @property
     def reason(self) -> str:
@@ -95,8 +149,8 @@ class Worker:
         return self._info.reason
 
     def is_connected(self) -> bool:
-        """Whether it is online and has neither disconnected nor died."""
-        return STAGES["online"] <= self._stage < STAGES["disconnect"]
+        """Whether it was forked and has neither disconnected nor died."""
+        return STAGES["fork"] <= self._stage < STAGES["disconnect"]
 
     def is_dead(self) -> bool:
         """Whether its exit has been heard of."""
@@ -106,12 +160,56 @@ class Worker:
         """Whether its fork, online, listening, disconnect or exit has been heard of."""
         return self._stage >= STAGES[event]
 
-    def kill(self, signal: int = SIGTERM) -> bool:
-        """Send it a signal: TERM lets it finish its requests. False when that process no longer exists.
+    # ---- what can be done ------------------------------------------------------------------------------------------
+    def on(self, event: str, fn: Callback) -> Callback:
+        """Have `fn` called at an event of this worker, before those registered for the whole cluster; returns `fn`.
+
+        Events and arguments: fork(), online(), listening(address), message(payload), disconnect(),
+        exit(exitcode, signal), error(text); a function may take fewer. What happens once in a life and has happened
+        already (all but message and error) is told at once: in the thread of callbacks, as everything.
+        """
+        self._its().listen_to(self, event, fn)
+        return fn
+
+    def wait_for(self, what: "str | Callable[[], object]", timeout_s: float = 30.0) -> Self:
+        """Wait until its fork, online, listening, disconnect or exit has happened, or a function is true.
+
+        Returns the worker. Raises `ClusterError` after `timeout_s` seconds, or when it cannot happen any more.
+        """
+        self._its().await_worker(self, what, timeout_s)
+        return self
+
+    def send(self, payload: Any) -> "Delivery":
+        """Send it a message: its `worker.on("message")` gets it. The future resolves when it has been *received*.
+
+        Messages to one worker arrive in order, and wait until it listens. Raises `TypeError` for what msgspec cannot
+        encode, `TooLarge`, and `QueueFull` when too much waits to be received; when the worker is gone, now or before
+        it has received the message, the future fails with `PeerGone`.
+        """
+        return self._its().send_to(self, payload)
+
+    def disconnect(self) -> Self:
+        """Let it receive what was sent to it, finish its requests and leave, for good; returns the worker at once.
+
+        Its slot is closed: nobody takes its place until `fork` or `scale` opens it again. Nothing happens when it is
+        leaving or gone already.
+        """
+        self._its().dismiss(self)
+        return self
+
+    def kill(self, signal: int | str = SIGTERM) -> bool:
+        """Send it a signal, by number or name: TERM lets it finish. False when that process no longer exists.
 
         It is not the cluster's way to scale down or stop: the worker is replaced. Raises `ClusterError` when it has
-        no process yet.
+        no process yet, or there is no such signal.
         """
+        if isinstance(signal, str):
+            try:
+                signal = Signals[signal]
+            except KeyError:
+                raise ClusterError(
+                    f"there is no signal {signal!r}; give a number, or a name such as 'SIGTERM'"
+                ) from None
         if not self.pid:
             raise ClusterError(
                 f"worker {self.id} has not been forked yet; wait for its 'fork' event before you kill it"
@@ -119,6 +217,11 @@ class Worker:
         if not is_alive(self._info.pid, self._info.start):
             return False
         return send_signal(self._info.pid, self._info.start, signal)
+
+    def _its(self) -> Owner:
+        if self._owner is None:
+            raise ClusterError(f"worker {self.id} belongs to no handle")
+        return self._owner()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +236,13 @@ class Happening:
 class Roster:
     """The state of a followed cluster."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Callable[[], Owner] | None = None) -> None:
         self.workers: dict[int, Worker] = {}  # replaced, never changed: a reader may iterate over what it got
         self.totals: dict[str, int] = {}  # the same
         self.snapshot: Snapshot | None = None
         self.running = False  # all workers have been ready once
-        self._exited: dict[int, None] = {}  # in order of exit
+        self._owner = owner
+        self._exited: dict[int, Worker] = {}  # in order of exit
 
     def take(self, batch: Sequence[object]) -> list[Happening]:
         """Apply what the link delivered; return what has happened, in order."""
@@ -162,6 +266,24 @@ class Roster:
         if stale is not None:
             happened += self._reconcile(*stale)
         return happened
+
+    def find(self, id_: int) -> Worker | None:
+        """The worker with this id, living or gone, if it has been heard of."""
+        return self.workers.get(id_) or self._exited.get(id_)
+
+    def last_id(self) -> int:
+        """The highest id that has been heard of; 0 before the first."""
+        return max([*self.workers, *self._exited], default=0)
+
+    def latest(self, slot: int, after: int) -> Worker | None:
+        """The first worker in this slot whose id is higher than `after`, living or gone."""
+        known = [*self.workers.values(), *self._exited.values()]
+        there = [worker for worker in known if worker.slot == slot and worker.id > after]
+        return min(there, key=lambda worker: worker.id, default=None)
+
+    def adopt(self, snapshot: Snapshot) -> list[Happening]:
+        """Take note of the workers in a snapshot that was asked for: their events may still be on their way."""
+        return self._adopt(snapshot)
 
     def _look_at(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -217,7 +339,7 @@ class Roster:
         if worker is None:
             if stage == 0:
                 return []  # asked for, but no process yet: its fork will be told
-            worker = Worker(info)
+            worker = Worker(info, self._owner)
             self.workers = {**self.workers, info.id: worker}
         if stage < worker._stage:
             return []  # an older story than the one we know
@@ -226,10 +348,12 @@ class Roster:
         for kind, number in STAGES.items():
             if worker._stage < number <= stage and (number == stage or _is_implied(kind, worker._stage, stage)):
                 worker._stage = number
+                if kind == "listening" and self.snapshot is not None:
+                    worker._urls = self.snapshot.urls
                 happened.append(Happening(kind, worker, text if number == stage else ""))
         if stage == STAGES["exit"]:
             self.workers = {id_: other for id_, other in self.workers.items() if id_ != info.id}
-            self._exited[info.id] = None
+            self._exited[info.id] = worker
             while len(self._exited) > EXITED_MAX:
                 del self._exited[next(iter(self._exited))]
         return happened

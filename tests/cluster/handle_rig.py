@@ -81,8 +81,8 @@ def options(run_dir):
 
 
 @pytest.fixture
-def zcluster(run_dir):
-    """Run a command of the command line to its end; `zcluster("ps", code=4)` also checks the exit code."""
+def command_line(run_dir):
+    """Run a command of the command line to its end; `command_line("ps", code=4)` also checks the exit code."""
 
     def run(*arguments, code=0, timeout_s=30, environ=None):
         done = subprocess.run(

@@ -21,31 +21,31 @@ def error_line(done):
     return lines[0].removeprefix("zcluster: error: ")
 
 
-def test_run_ps_counters_stop(launch, zcluster):
+def test_run_ps_counters_stop(launch, command_line):
     """The whole life of a cluster on the command line."""
     process = launch()
     assert "(2 workers, master " in process.ready
     for _ in range(3):
         get(process.url)
-    table = zcluster("ps").stdout
+    table = command_line("ps").stdout
     assert table.startswith(f"small_app  running  {process.url}\n")
     assert f"launcher {process.pid}" in table
-    seen = json.loads(zcluster("ps", "--json", "--name", "small_app").stdout)
+    seen = json.loads(command_line("ps", "--json", "--name", "small_app").stdout)
     assert (seen["name"], seen["url"], seen["urls"], seen["epoch"]) == ("small_app", process.url, [process.url], 1)
     assert (seen["launcher_pid"], seen["state"], seen["counters"]) == (process.pid, "running", {"requests": 3})
     assert sorted(worker["slot"] for worker in seen["workers"]) == [0, 1]
     assert f"master {seen['master_pid']})" in process.ready
-    assert zcluster("counters").stdout == "requests  3\n"
-    assert json.loads(zcluster("counters", "--json").stdout) == {"requests": 3}
-    zcluster("stop", "--wait")
+    assert command_line("counters").stdout == "requests  3\n"
+    assert json.loads(command_line("counters", "--json").stdout) == {"requests": 3}
+    command_line("stop", "--wait")
     assert process.wait(20) == 0
     assert process.stdout.read() == ""
 
 
-def test_stop_quick_returns_at_once(launch, zcluster):
+def test_stop_quick_returns_at_once(launch, command_line):
     """Without --wait the order is given, and the cluster ends by itself."""
     process = launch()
-    zcluster("stop", "--quick")
+    command_line("stop", "--quick")
     assert process.wait(20) == 0
 
 
@@ -57,34 +57,34 @@ def test_signals_end_it_cleanly(launch, number):
     assert process.wait(20) == 0
 
 
-def test_no_cluster_is_running(zcluster, run_dir):
+def test_no_cluster_is_running(command_line, run_dir):
     """Exit code 4, and where it looked."""
     for command in ("ps", "counters", "stop"):
-        assert f"looked in {run_dir}" in error_line(zcluster(command, code=4))
-    assert "no cluster named 'x' is running" in error_line(zcluster("ps", "--name", "x", code=4))
+        assert f"looked in {run_dir}" in error_line(command_line(command, code=4))
+    assert "no cluster named 'x' is running" in error_line(command_line("ps", "--name", "x", code=4))
 
 
-def test_several_clusters_must_be_named(launch, zcluster):
+def test_several_clusters_must_be_named(launch, command_line):
     """Exit code 2 and their names; with --name it works."""
     launch("--name", "one")
     launch("--name", "two")
-    assert "several clusters are running: one, two; choose one with --name" in error_line(zcluster("ps", code=2))
-    assert json.loads(zcluster("ps", "--json", "--name", "two").stdout)["name"] == "two"
-    assert "running are: one, two" in error_line(zcluster("stop", "--name", "three", code=4))
+    assert "several clusters are running: one, two; choose one with --name" in error_line(command_line("ps", code=2))
+    assert json.loads(command_line("ps", "--json", "--name", "two").stdout)["name"] == "two"
+    assert "running are: one, two" in error_line(command_line("stop", "--name", "three", code=4))
 
 
-def test_a_master_that_does_not_answer(launch, zcluster):
+def test_a_master_that_does_not_answer(launch, command_line):
     """After 5 s the operator reads that it is so, and what to do; CONT, and all is well."""
     process = launch()
-    master = json.loads(zcluster("ps", "--json").stdout)["master_pid"]
+    master = json.loads(command_line("ps", "--json").stdout)["master_pid"]
     kill(master, number=signal.SIGSTOP)
     try:
-        said = error_line(zcluster("ps", code=4))
+        said = error_line(command_line("ps", code=4))
     finally:
         kill(master, number=signal.SIGCONT)
     assert "did not answer within 5 s" in said
     assert f"kill -TERM {process.pid}" in said
-    assert zcluster("counters").stdout == "requests  0\n"
+    assert command_line("counters").stdout == "requests  0\n"
 
 
 @pytest.mark.parametrize(
@@ -141,17 +141,17 @@ def test_output_that_nobody_reads(launch, run_dir):
     assert (done.returncode, done.stderr) == (1, b"")  # as click has it
 
 
-def test_app_errors_end_with_3(zcluster):
+def test_app_errors_end_with_3(command_line):
     """The application's fault has its own exit code and the reason as text."""
-    done = zcluster("run", "small_app:broken()", "--bind", "127.0.0.1:0", code=3)
+    done = command_line("run", "small_app:broken()", "--bind", "127.0.0.1:0", code=3)
     assert "the database is on fire" in done.stderr
     assert "zcluster: error: " in done.stderr
     assert done.stdout == ""
 
 
-def test_a_name_that_is_taken_ends_with_4(launch, zcluster):
+def test_a_name_that_is_taken_ends_with_4(launch, command_line):
     """The first cluster is untouched."""
     process = launch("--name", "mine")
-    done = zcluster("run", "small_app:app", "--bind", "127.0.0.1:0", "--name", "mine", code=4)
+    done = command_line("run", "small_app:app", "--bind", "127.0.0.1:0", "--name", "mine", code=4)
     assert "'mine' is already running" in error_line(done)
     assert get(process.url)

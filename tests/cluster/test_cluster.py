@@ -59,7 +59,8 @@ def test_a_cluster_from_start_to_end(options):
     assert all(worker.is_dead() and worker.exited_after_disconnect for worker in workers)
     with pytest.raises(OSError, match="refused"):
         get(url)
-    assert told[0] == ("setup", cluster)
+    assert told[0][0] == "setup"
+    assert (told[0][1]["app"], told[0][1]["workers"]) == ("small_app:app", 2)
     for number in (1, 2):
         assert [event for event, id_ in told if id_ == number] == [
             "fork",
@@ -153,12 +154,12 @@ def test_attach_replays_and_does_not_end(options, run_dir):
         with Cluster.attach("small_app", run_dir=str(run_dir)) as other:
             assert (other.url, other.name, sorted(other.workers)) == (cluster.url, "small_app", [1, 2])
             told = []
-            other.on("setup", lambda subject: told.append(("setup", subject is other)))
+            other.on("setup", lambda settings: told.append(("setup", dict(settings))))
             for event in ("fork", "online", "listening", "exit"):
                 other.on(event, lambda worker, event=event: told.append((event, worker.id)))
             until(lambda: len(told) == 7)
             assert told == [
-                ("setup", True),
+                ("setup", {}),
                 *((event, id_) for event in ("fork", "online", "listening") for id_ in (1, 2)),
             ]
             other.wait_for(lambda: other.counters.get("requests") == 1)

@@ -33,6 +33,7 @@ class Story:
     def __init__(self, **settings: float) -> None:
         self.settings = f.FleetSettings(**{"workers": 2, **settings})
         self.fleet = Fleet(self.settings, epoch=1, next_worker_id=1, random=lambda: 0.0, strict=True)
+        self.asked = 0  # questions: the n-th is answered as `reply n`
         self.known: dict[int, WorkerInfo] = {}  # as they were asked for
 
     def step(self, event: f.FleetEvent, now: float) -> list[f.FleetCommand]:
@@ -47,7 +48,8 @@ class Story:
         asked = self.known.get(id_)
         if asked is None:
             return worker(id_, **more)
-        return worker(id_, **{"slot": asked.slot, "lane": asked.lane, "restarts": asked.restarts, **more})
+        return worker(id_, **{"slot": asked.slot, "lane": asked.lane, "restarts": asked.restarts,
+                              "generation": asked.generation, **more})  # fmt: skip
 
     def run_up(self, now: float = 0.0) -> None:
         """Until all workers are ready."""
@@ -70,13 +72,17 @@ class Story:
         plain = [arg for arg in args if "=" not in arg]
         code, signal = (int(given[name]) if name in given else None for name in ("code", "signal"))
         rest = line.split(maxsplit=2)[-1]
-        generation = int(given.pop("generation", 1))
+        generation = int(given.pop("generation", 1)) if word not in ("forked", "hello") else 1
+        self.asked += word in ("scale", "open", "close", "reload")
+        asker = (1, 1, self.asked)
         return {
             "started": lambda: self._started(given),
             "zygote-up": lambda: f.ZygoteUp(generation),
             "imported": lambda: f.Imported(generation, tuple(plain)),
-            "import-failed": lambda: f.ImportFailed(generation, line.split(maxsplit=1)[1]),
-            "zygote-died": lambda: f.ZygoteDied(generation, code, signal),
+            "import-failed": lambda: f.ImportFailed(
+                generation, plain[0] if "generation" in line else line.split(maxsplit=1)[1]
+            ),
+            "zygote-died": lambda: f.ZygoteDied(generation, code, signal, " ".join(plain)),
             "synced": lambda: f.Synced(self._infos(given.get("forks", "")), "imported" in plain),
             "forked": lambda: f.Forked(self._told(plain, given)),
             "fork-failed": lambda: f.ForkFailed(int(plain[0]), rest),
@@ -92,6 +98,13 @@ class Story:
             "lagged": lambda: f.Lagged(float(plain[0])),
             "stop": lambda: f.Stop("quick" in plain, "the operator said so"),
             "launcher-gone": lambda: f.LauncherGone(),
+            "sized": lambda: f.Sized(tuple(int(slot) for slot in plain)),
+            "committed": lambda: f.Committed(int(plain[0])),
+            "unfinished": lambda: f.Unfinished(tuple(plain)),
+            "scale": lambda: f.Scale(asker, *(int(given[name]) if name in given else None for name in ("to", "by"))),
+            "open": lambda: f.Open(asker, dict(given)),
+            "close": lambda: f.Close(asker, int(plain[0]) if plain else None),
+            "reload": lambda: f.Reload(asker, plain[0]),
             "lane-taken": lambda: f.LaneTaken(int(plain[0])),
         }[word]()
 
@@ -110,9 +123,9 @@ class Story:
 
     def _started(self, given: dict[str, str]) -> f.Started:
         foreign = frozenset(map(int, filter(None, given.get("foreign", "").split(","))))
-        zygote = int(given["zygote"]) if "zygote" in given else None
+        zygotes = tuple(map(int, filter(None, given.get("zygotes", given.get("zygote", "")).split(","))))
         adopted, departed = (self._infos(given.get(name, "")) for name in ("adopted", "departed"))
-        return f.Started(adopted, foreign, zygote, departed)
+        return f.Started(adopted, foreign, zygotes, departed)
 
     def _ages(self, plain: list[str]) -> dict[int, f.LaneAges]:
         """`tick`: all ticks are fresh; `tick 1:20/0.1 2:none 3:0/40/app`: worker 1's bus tick is 20 s old, ..."""
@@ -130,8 +143,14 @@ class Story:
 def shown(command: f.FleetCommand) -> str:
     """A command as histories write it."""
     match command:
-        case f.Fork(info):
-            return f"fork {info.id} slot={info.slot} lane={info.lane} restarts={info.restarts}"
+        case f.Fork(info, env):
+            more = f" generation={info.generation}" if info.generation > 1 else ""
+            more += f" env={dict(env)}" if env else ""
+            return f"fork {info.id} slot={info.slot} lane={info.lane} restarts={info.restarts}{more}"
+        case f.Reply((_, _, number), error, body):
+            return f"reply {number}: " + (f"error: {error}".replace("\n", " / ") if error else str(dict(body)))
+        case f.Resize(slots, env):
+            return f"resize {list(slots)}{f' {dict(env)}' if env else ''}"
         case f.SendDrain(id_, deadline_s, quick):
             return f"drain {id_} within {deadline_s:.1f} s{' quick' if quick else ''}"
         case f.Refuse(id_, _, reason):
@@ -149,6 +168,8 @@ def shown(command: f.FleetCommand) -> str:
             return f"{level}: " + text.replace("\n", " / ")
         case f.Finish(code, text):
             return f"finish {code}: {text}"
+        case f.KeepReload(tokens):
+            return f"keep-reload {' '.join(tokens)}".rstrip()
     name = re.sub(r"(?<!^)([A-Z])", r"-\1", type(command).__name__).lower()
     return f"{name} {getattr(command, command.__struct_fields__[0])}"
 

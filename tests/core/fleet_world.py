@@ -1,4 +1,4 @@
-"""A whole cluster on a fake clock: a launcher, a zygote, workers and masters that obey `Fleet`'s commands.
+"""A whole cluster on a fake clock: a launcher, zygotes, workers and masters that obey `Fleet`'s commands.
 
 The lane locks are real in it (a worker that finds its lane held exits with 75), messages take a random time on each
 channel and keep their order only within one, and everything can be killed, stopped, muted or restarted.
@@ -44,6 +44,15 @@ class Process:
         )
 
 
+class Zygote:
+    """A zygote process."""
+
+    def __init__(self, pid: int, *, broken: bool) -> None:
+        self.pid, self.broken = pid, broken
+        self.imported = self.frozen = False
+        self.orders: list[WorkerInfo] = []  # what it has not read
+
+
 class World:
     """Everything around the fleet, and the fleet."""
 
@@ -56,9 +65,17 @@ class World:
         self.processes: dict[int, Process] = {}
         self.holders: dict[int, Process] = {}  # of lane locks
         self.channels: dict[str, float] = {}
-        self.zygote = 0  # pid, 0: none
-        self.zygote_imported = self.zygote_frozen = False
-        self.orders: list[WorkerInfo] = []  # what a frozen zygote has not read
+        self.zygotes: dict[int, Zygote] = {}  # by generation
+        self.leaving: dict[int, int] = {}  # zygotes the launcher has let go of: generation -> pid
+        self.size: tuple[int, ...] = tuple(range(SETTINGS.workers))  # what the launcher keeps
+        self.committed, self.tokens = 1, ()
+        self.open: dict[f.Asker, f.Reload] = {}  # questions without an answer
+        self.replies: dict[f.Asker, f.Reply] = {}
+        self.numbers = count(1)  # of questions
+        self.broken_code = False  # the next candidates cannot import
+        self.dying_code = False  # the workers of the next candidates die before they are ready
+        self.dying: set[int] = set()  # generations whose workers do
+        self.watch: Callable[[], None] = lambda: None  # called after everything that happens
         self.bad_starts = 0  # so many workers yet to be forked end before they are ready
         self.epoch, self.saved_id, self.frozen_until = 0, 1, 0.0
         self.backlog: list[tuple[str, f.FleetEvent]] = []  # what the master has not read
@@ -82,6 +99,7 @@ class World:
                 return True
             self.now, _, what = heapq.heappop(self.queue)
             what()
+            self.watch()
         self.now = end
         return until()
 
@@ -105,16 +123,21 @@ class World:
         self.epoch += 1
         self.fleet = Fleet(SETTINGS, self.epoch, self.saved_id, self.random.random, strict=True)
         adopted = tuple(process.told(self.now) for process in self.holders.values())
-        for event in self.kept:
-            self.master_takes(event)
+        told = [f.Sized(self.size), f.Committed(self.committed), f.Unfinished(self.tokens), *self.kept]
         self.kept = []
-        self.master_takes(f.Started(adopted, frozenset(), 1 if self.zygote else None))
-        self.sync()
+        for event in told:
+            self.master_takes(event)
+        self.master_takes(f.Started(adopted, frozenset(), tuple(self.zygotes)))
+        if self.fleet is not None:
+            self.sync(self.fleet.generation)
+        for question in self.open.values():  # links repeat what was not answered
+            self.tell("handle", question)
 
-    def sync(self) -> None:
-        if self.zygote and not self.zygote_frozen:
-            forks = tuple(process.told(self.now) for process in self.living())
-            self.tell("zygote", f.Synced(forks, self.zygote_imported))
+    def sync(self, generation: int) -> None:
+        zygote = self.zygotes.get(generation)
+        if zygote is not None and not zygote.frozen:
+            forks = tuple(p.told(self.now) for p in self.living() if p.info.generation == generation)
+            self.tell(f"zygote {zygote.pid}", f.Synced(forks, zygote.imported))
 
     def master_dies(self) -> None:
         if self.fleet is not None and self.finished is None:
@@ -158,12 +181,25 @@ class World:
 
     def perform(self, command: f.FleetCommand) -> None:
         match command:
-            case f.StartZygote():
-                self.at(0.01, self.zygote_starts)
+            case f.StartZygote(generation):
+                self.at(0.01, lambda: self.zygote_starts(generation))
             case f.DumpZygote():
                 pass  # its stacks are of no consequence
-            case f.KillZygote():
-                self.zygote_dies(9)
+            case f.KillZygote(generation):
+                self.zygote_dies(9, generation)
+            case f.EndZygote(generation):
+                self.at(0.01, lambda: self.zygote_leaves(generation))
+            case f.Resize(slots):
+                self.size = slots
+            case f.Commit(generation):
+                assert generation > self.committed, "generations grow"
+                self.committed = generation
+                self.dying.discard(generation)  # taken by a cluster that had no workers then: nobody can tell
+            case f.KeepReload(tokens):
+                self.tokens = tokens
+            case f.Reply(asker):
+                self.open.pop(asker, None)
+                self.replies[asker] = command
             case f.SaveNextId(next_id):
                 assert next_id >= self.saved_id, "saved ids grow"
                 self.saved_id = next_id
@@ -171,8 +207,10 @@ class World:
                 assert info.id < self.saved_id, "an id is saved before it is used"
                 assert info.id not in self.forked_ids, "an id is used once, whatever master asks"
                 self.forked_ids.append(info.id)
-                self.orders.append(info)
-                self.at(0.005, self.zygote_obeys)
+                zygote = self.zygotes.get(info.generation)
+                if zygote is not None:
+                    zygote.orders.append(info)
+                    self.at(0.005, lambda: self.zygote_obeys(zygote))
             case f.SendDrain(id_) | f.Terminate(id_) | f.Refuse(id_):
                 for process in self.living():
                     if process.info.id == id_ and not process.muted:
@@ -189,41 +227,68 @@ class World:
                 self.finished = command
 
     # ---- the zygote ------------------------------------------------------------------------------------------------
-    def zygote_starts(self) -> None:
-        if not self.zygote:
-            self.zygote = pid = next(self.pids)
-            self.zygote_imported = self.zygote_frozen = False
-            self.orders = []
-            self.at(self.random.uniform(0.05, 0.3), lambda: self.zygote_imports(pid))
-        self.tell("launcher", f.ZygoteUp(1))
-        if self.zygote_imported:
-            self.sync()
+    def zygote_starts(self, generation: int) -> None:
+        if generation not in self.zygotes:
+            is_candidate = generation != self.committed
+            zygote = self.zygotes[generation] = Zygote(next(self.pids), broken=is_candidate and self.broken_code)
+            if is_candidate and self.dying_code:
+                self.dying.add(generation)
+            self.at(self.random.uniform(0.05, 0.3), lambda: self.zygote_imports(generation, zygote))
+        self.tell("launcher", f.ZygoteUp(generation))
+        if self.zygotes[generation].imported:
+            self.sync(generation)
 
-    def zygote_imports(self, pid: int) -> None:
-        if self.zygote == pid:
-            self.zygote_imported = True
-            self.tell("zygote", f.Imported(1))
-
-    def zygote_dies(self, signal: int) -> None:
-        if self.zygote:
-            self.zygote = 0
-            self.tell("launcher", f.ZygoteDied(1, None, signal))
-
-    def zygote_obeys(self) -> None:
-        if not self.zygote_imported or self.zygote_frozen or not self.zygote:
+    def zygote_imports(self, generation: int, zygote: Zygote) -> None:
+        if self.zygotes.get(generation) is not zygote:
             return
-        for info in self.orders:
+        if zygote.broken:
+            self.tell(f"zygote {zygote.pid}", f.ImportFailed(generation, "SyntaxError"))
+            self.at(0.01, lambda: self.zygote_dies(None, generation))
+        else:
+            zygote.imported = True
+            self.tell(f"zygote {zygote.pid}", f.Imported(generation))
+
+    def zygote_dies(self, signal: int | None, generation: int) -> None:
+        if generation in self.leaving:
+            del self.leaving[generation]
+        elif generation in self.zygotes:
+            del self.zygotes[generation]
+        else:
+            return
+        self.tell("launcher", f.ZygoteDied(generation, None if signal else 0, signal))
+
+    def zygote_leaves(self, generation: int) -> None:
+        zygote = self.zygotes.pop(generation, None)
+        if zygote is not None:
+            self.leaving[generation] = zygote.pid
+            self.at(5.0 if zygote.frozen else 0.01, lambda: self.zygote_dies(None, generation))
+
+    def zygote_obeys(self, zygote: Zygote) -> None:
+        if not zygote.imported or zygote.frozen or zygote not in self.zygotes.values():
+            return
+        for info in zygote.orders:
             pid = next(self.pids)
             process = self.processes[pid] = Process(info, pid, self.now)
-            self.tell("zygote", f.Forked(process.told(self.now)))
+            self.tell(f"zygote {zygote.pid}", f.Forked(process.told(self.now)))
             if self.holders.setdefault(info.lane, process) is not process:
                 self.at(0.002, lambda pid=pid: self.dies(pid, 75, None))
-            elif self.bad_starts:
-                self.bad_starts -= 1
+            elif self.bad_starts or info.generation in self.dying:
+                self.bad_starts = max(0, self.bad_starts - 1)
                 self.at(self.random.uniform(0.0, 0.1), lambda pid=pid: self.dies(pid, 1, None))
             else:
                 self.at(0.01, lambda process=process: self.lives(process))
-        self.orders = []
+        zygote.orders = []
+
+    # ---- questions -------------------------------------------------------------------------------------------------
+    def asker(self) -> f.Asker:
+        return (1, 1, next(self.numbers))
+
+    def reload(self) -> f.Asker:
+        """Ask for a reload; its answer will be in `replies`."""
+        asker = self.asker()
+        question = self.open[asker] = f.Reload(asker, f"token {asker[2]}")
+        self.tell("handle", question)
+        return asker
 
     # ---- workers ---------------------------------------------------------------------------------------------------
     def living(self) -> list[Process]:
@@ -276,4 +341,15 @@ class World:
             return False
         serving = {process.info.slot for process in self.living() if process.state == "ready" and not process.stopped}
         believed = {worker.slot for worker in self.fleet.living() if worker.state == "ready"}
-        return serving >= set(range(SETTINGS.workers)) and believed >= set(range(SETTINGS.workers))
+        if sorted(self.fleet.wanted) != sorted(self.size):
+            return False
+        return serving >= set(self.size) and believed >= set(self.size)
+
+    def settled(self) -> bool:
+        """The same, and no reload is under way or waits, and there is one generation, with its zygote."""
+        if not self.all_ready() or self.fleet is None or self.open or self.tokens or self.fleet.reloading is not None:
+            return False
+        serving = [process for process in self.living() if process.state == "ready"]
+        return {process.info.generation for process in serving} <= {self.committed} and [*self.zygotes] == [
+            self.committed
+        ]

@@ -62,7 +62,7 @@ def test_the_state_of_the_cluster():
 def test_the_size_of_the_cluster_before_does_not_count():
     """Crashes in a slot that is no more do not make the cluster degraded."""
     story = Story(workers=1)
-    story.step(f.Started((worker(1, state="ready"), worker(2, state="online")), frozenset(), 1), 0.0)
+    story.step(f.Started((worker(1, state="ready"), worker(2, state="online")), frozenset(), (1,)), 0.0)
     story.step(f.Died(102, 1002, 1, None), 1.0)
     assert snapshot(story, 1.0).state == "running"
 

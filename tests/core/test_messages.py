@@ -46,6 +46,8 @@ def strategy(hint):
         return st.sampled_from(args)
     if origin is dict:
         return st.dictionaries(strategy(args[0]), strategy(args[1]), max_size=3)
+    if origin is tuple and args[-1] is not ...:
+        return st.tuples(*[strategy(arg) for arg in args])
     if origin is tuple:
         return st.lists(strategy(args[0]), max_size=2).map(tuple)
     if args:

@@ -20,8 +20,10 @@ import msgspec
 
 from zcluster.config import Config
 from zcluster.core import messages as m
+from zcluster.core.kept import Kept
 from zcluster.errors import AppError, BusError, ClusterError, ConfigError, RestartLimitReached, SpawnError
 from zcluster.unix import process
+from zcluster.unix.brood import Brood
 from zcluster.unix.channel import Channel
 from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr, say
 from zcluster.unix.offspring import Child, exec_child, fork_child
@@ -36,9 +38,8 @@ FINAL_CODES = frozenset({0, 2, 3, 4, 5})  # a master that ends with one of these
 MASTER_PAUSE_S, MASTER_PAUSE_MAX_S = 0.1, 5.0  # before a restart; "for ever", so the cap is low
 MASTER_SETTLED_S = 5.0  # a master that lived this long starts the pauses anew
 CHECK_S = 1.0  # how often the master's tick is looked at
-LEAVE_S = 5.0  # zygotes and services at the end; the checkpoint writer needs a disk's time
+LEAVE_S = 5.0  # zygotes (also when they are replaced) and services at the end; the writer needs a disk's time
 OVERRUN_S = 10.0  # beyond the drain deadline of a stop: a new master's start, a dump; then the launcher kills
-UNACKNOWLEDGED_MAX = 5000  # deaths kept for a master; more than all lanes, several times over
 
 ZygoteMain = Callable[[int], int]  # (control fd) -> exit code; for an app that lives only in this process's memory
 
@@ -50,12 +51,14 @@ def run(
     owner_fd: int = -1,
     handle: Channel | None = None,
     zygote_main: ZygoteMain | None = None,
+    size: m.Size | None = None,
 ) -> int:
     """Run a cluster until it has ended; returns its exit code, 0 for a clean stop.
 
     Call it in the main thread of a process with one thread, with `process.BLOCKED` blocked. `announce` prints the
     ready line on stdout. `owner_fd` is the pidfd of the process for which the cluster runs: when it ends, so does the
     cluster. `handle` is told where the cluster is (Boot). `zygote_main` makes zygotes by fork instead of exec.
+    `size`: the slots to begin with, when they are not just as many as are configured.
     Raises ConfigError, AppError, SpawnError or RestartLimitReached when it cannot start or gives up.
     """
     signals = Signals(BLOCKED)
@@ -63,6 +66,8 @@ def run(
     process.set_title("zc-launcher")
     site = prepare(config)  # signals stay blocked: one that comes now waits for the loop
     launcher = Launcher(site, signals, announce=announce, owner_fd=owner_fd, handle=handle, zygote_main=zygote_main)
+    if size is not None:
+        launcher.kept.take(size)
     return launcher.run()
 
 
@@ -72,14 +77,15 @@ def main(control_fd: int, owner_fd: int) -> int:
     boot = channel.first_message()
     if not isinstance(boot, m.Boot):
         raise BusError(f"the first message to a launcher was {type(boot).__name__}, not Boot")
-    return serve_handle(msgspec.msgpack.decode(boot.config, type=Config), channel, owner_fd)
+    return serve_handle(boot, channel, owner_fd)
 
 
-def serve_handle(config: Config, handle: Channel, owner_fd: int, zygote_main: ZygoteMain | None = None) -> int:
+def serve_handle(boot: m.Boot, handle: Channel, owner_fd: int, zygote_main: ZygoteMain | None = None) -> int:
     """`run` for the process at the other end of `handle`; errors are told to it, not printed."""
     os.set_inheritable(owner_fd, False)
+    config = msgspec.msgpack.decode(boot.config, type=Config)
     try:
-        return run(config, announce=False, owner_fd=owner_fd, handle=handle, zygote_main=zygote_main)
+        return run(config, announce=False, owner_fd=owner_fd, handle=handle, zygote_main=zygote_main, size=boot.size)
     except ClusterError as error:
         handle.send(m.Failed(error.exit_code, str(error)))
         return error.exit_code
@@ -98,12 +104,9 @@ class Launcher:
     handle: Channel | None
     zygote_main: ZygoteMain | None
     master: Child | None = None
-    zygotes: dict[int, Child] = field(default_factory=dict)  # by generation
-    services: dict[str, Child] = field(default_factory=dict)  # by kind
+    brood: Brood = field(default_factory=Brood)
     strays: Strays = field(default_factory=Strays)
-    unacknowledged: dict[int, m.Died] = field(default_factory=dict)
-    numbers: int = 0
-    stop: m.Stop | None = None
+    kept: Kept = field(default_factory=Kept)
     told_to_stop: bool = False  # by a signal
     stop_deadline: float = float("inf")
     final: int | None = None
@@ -134,7 +137,7 @@ class Launcher:
 
     # ---- one turn --------------------------------------------------------------------------------------------------
     def _turn(self, now: float) -> None:
-        if self.stop is not None and not self.started:
+        if self.kept.stop is not None and not self.started:
             self.final = 0  # stopped before anything was started
             return
         if self.master is None and now >= self.master_due:
@@ -187,10 +190,10 @@ class Launcher:
 
     def _ask_to_stop(self, wish: m.Stop, now: float) -> None:
         """A first wish drains; a second *signal* hurries: an orchestrator's TERM after `zcluster stop` does not."""
-        if self.stop is not None and (self.stop.quick or not wish.quick):
+        if self.kept.stop is not None and (self.kept.stop.quick or not wish.quick):
             return
         log.info("stopping%s: %s", " quickly" if wish.quick else "", wish.why)
-        self.stop = wish
+        self.kept.stop = wish
         config = self.site.config
         self.stop_deadline = now + (config.quick_timeout_s if wish.quick else config.graceful_timeout_s) + OVERRUN_S
         self._tell(wish)
@@ -203,20 +206,15 @@ class Launcher:
         nothing to lose: it runs no exit functions, and its import may take longer than anybody wants to wait.
         """
         self.site.close_listeners()
-        for zygote in self.zygotes.values():
+        for zygote in self.brood.zygotes.values():
             process.send_signal(zygote.pid, zygote.start, signal.SIGKILL)
 
     def _on_death(self, death: Death, now: float) -> None:
         if self.master is not None and death.pid == self.master.pid:
             self._on_master_death(death, now)
             return
-        self._forget_child(death.pid)
-        self.numbers += 1
-        told = m.Died(self.numbers, death.pid, death.start, death.code, death.signal)
-        self.unacknowledged[told.number] = told
-        if len(self.unacknowledged) > UNACKNOWLEDGED_MAX:
-            del self.unacknowledged[next(iter(self.unacknowledged))]
-        self._tell(told)
+        self.brood.forget(death.pid)
+        self._tell(self.kept.died(death.pid, death.start, death.code, death.signal))
         self.strays.reaped(death.pid, death.start)
         self.strays.left_by(death, now)
 
@@ -233,17 +231,6 @@ class Launcher:
         log.error("Master %d%s; killing it", master.pid, why)
         process.send_signal(master.pid, master.start, signal.SIGKILL)
 
-    def _forget_child(self, pid: int) -> None:
-        """Close the control channel of a zygote or service that died; nothing happens for a worker or a stranger."""
-        for generation, zygote in list(self.zygotes.items()):
-            if zygote.pid == pid:
-                zygote.channel.close()
-                del self.zygotes[generation]
-        for kind, service in list(self.services.items()):
-            if service.pid == pid:
-                service.channel.close()
-                del self.services[kind]
-
     def _on_master_death(self, death: Death, now: float) -> None:
         assert self.master is not None
         self._hear_master(now)  # its last words
@@ -255,7 +242,7 @@ class Launcher:
             return
         self.crashes = 0 if settled else min(self.crashes + 1, 10)
         pause = min(MASTER_PAUSE_S * 2**self.crashes, MASTER_PAUSE_MAX_S)
-        if self.stop is not None:  # the operator waits for the end, and only a master can drain
+        if self.kept.stop is not None:  # the operator waits for the end, and only a master can drain
             pause = MASTER_PAUSE_S
         self.master_due = now + pause
         how = f"exit code {death.code}" if death.signal is None else name_of(death.signal)
@@ -273,10 +260,12 @@ class Launcher:
         for fd in fds:  # a master sends none
             os.close(fd)
         match message:
-            case m.Received(number=number):
-                self.unacknowledged.pop(number, None)
+            case m.Received() | m.Size() | m.Commit() | m.Reload():
+                self.kept.take(message)
+            case m.EndZygote(generation=generation):
+                self.brood.let_go(generation, now + LEAVE_S)
             case m.StartZygote(generation=generation):
-                if self.stop is None:
+                if self.kept.stop is None:
                     self._start_zygote(generation, now)
             case m.StartService(kind=kind):
                 self._start_service(kind, now)
@@ -307,7 +296,8 @@ class Launcher:
 
     def _start_master(self, now: float) -> None:
         try:
-            self.master = exec_child("master", self.site.rundir.name, self._boot(), (), now)
+            kind = "" if self.zygote_main is None else m.IN_MEMORY
+            self.master = exec_child("master", self.site.rundir.name, self._boot(kind=kind), (), now)
         except SpawnError as error:
             self.crashes = min(self.crashes + 1, 10)
             self.master_due = now + min(MASTER_PAUSE_S * 2**self.crashes, MASTER_PAUSE_MAX_S)
@@ -315,22 +305,20 @@ class Launcher:
             return
         self.started = True
         self.tick_stale_s = 0.0
-        for generation, zygote in self.zygotes.items():
+        for generation, zygote in self.brood.zygotes.items():
             self._tell_zygote(generation, zygote)
-        for kind, service in self.services.items():
+        for kind, service in self.brood.services.items():
             self._tell(m.ServiceUp(kind, service.pid, service.start))
-        for told in self.unacknowledged.values():
+        for told in self.kept.told():
             self._tell(told)
-        if self.stop is not None:
-            self._tell(self.stop)
         self._tell(m.Proceed())
 
     def _tell_zygote(self, generation: int, zygote: Child) -> None:
         self._tell(m.ZygoteUp(generation, zygote.pid, zygote.start), [zygote.channel.fileno()])
 
     def _start_zygote(self, generation: int, now: float) -> None:
-        if generation in self.zygotes:  # asked for by a master that died before it was told
-            self._tell_zygote(generation, self.zygotes[generation])
+        if generation in self.brood.zygotes:  # asked for by a master that died before it was told
+            self._tell_zygote(generation, self.brood.zygotes[generation])
             return
         boot = self._boot(generation)
         try:
@@ -340,19 +328,21 @@ class Launcher:
                 zygote = fork_child(self.zygote_main, boot, boot.listener_fds, now)
         except SpawnError as error:
             log.error("%s", error)
-            self._tell(m.Failed(SpawnError.exit_code, f"zygote {generation}: {error}"))  # it tries again
+            self._tell(m.Failed(SpawnError.exit_code, f"zygote {generation}: {error}", generation))
             return
-        self.zygotes[generation] = zygote
+        self.brood.zygotes[generation] = zygote
         self._tell_zygote(generation, zygote)
 
     def _start_service(self, kind: str, now: float) -> None:
-        if kind not in self.services:
+        if kind not in self.brood.services:
             try:
-                self.services[kind] = exec_child("service", self.site.rundir.name, self._boot(kind=kind), (), now)
+                self.brood.services[kind] = exec_child(
+                    "service", self.site.rundir.name, self._boot(kind=kind), (), now
+                )
             except SpawnError as error:
                 log.error("%s", error)
                 return
-        service = self.services[kind]
+        service = self.brood.services[kind]
         self._tell(m.ServiceUp(kind, service.pid, service.start))
 
     # ---- watching and ending ---------------------------------------------------------------------------------------
@@ -362,6 +352,7 @@ class Launcher:
             return
         attended_s = min(now - self.checked, 2 * CHECK_S)
         self.checked = now
+        self.brood.hurry(now)
         if self.master is None:
             return
         tick = self.site.ledger.ledger.master_tick_ns
@@ -375,18 +366,18 @@ class Launcher:
         """Zygotes and services leave, then whatever is still there is killed; sockets and files go last."""
         deadline = time.monotonic() + LEAVE_S
         orderly = self.final in FINAL_CODES
-        for zygote in self.zygotes.values():
+        for zygote in self.brood.zygotes.values():
             zygote.channel.close()  # end of file on its control socket: the master's copy is closed as well
-        for service in self.services.values():
+        for service in self.brood.services.values():
             service.channel.send(m.Stop(quick=not orderly))
         kept = False
-        while orderly and (self.zygotes or self.services or self.strays) and time.monotonic() < deadline:
+        while orderly and (self.brood.zygotes or self.brood.services or self.strays) and time.monotonic() < deadline:
             self.signals.wait(0.1)
             for death in process.reap():
-                kept |= death.code != 0 and death.pid in [service.pid for service in self.services.values()]
+                kept |= death.code != 0 and death.pid in [service.pid for service in self.brood.services.values()]
                 self._on_death(death, time.monotonic())
             self.strays.sweep(time.monotonic())
-        kept |= bool(self.services)
+        kept |= bool(self.brood.services)
         if not process.kill_children(LEAVE_S):
             log.error("some processes cannot be killed (in uninterruptible sleep?)")
         self.site.close(keep_ledger=kept)

@@ -11,7 +11,6 @@ Invariant: nothing here waits for anybody. The loop comes round at least every l
 
 import logging
 import os
-import signal
 import time
 from pathlib import Path
 from random import random
@@ -27,18 +26,23 @@ from zcluster.config import Config
 from zcluster.core import fleet_events as f
 from zcluster.core import messages as m
 from zcluster.core.fleet import Fleet
-from zcluster.core.mail import Got, Mail, Missing
+from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
 from zcluster.core.fleet_worker import ONLINE, READY
+from zcluster.core.mail import Got, Mail, Missing
+from zcluster.core.questions import Questions
 from zcluster.core.services import Services
 from zcluster.core.snapshot import fleet_snapshot, who_is_there
+from zcluster.core.verbs import VERBS
 from zcluster.errors import BusError
 from zcluster.unix import lanes, leash, process
 from zcluster.unix.channel import Channel
+from zcluster.unix.ending import Ending
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import MASTER_BYTE, LockFile
 from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr
 from zcluster.unix.notes import read_note
 from zcluster.unix.signals import HEARD, Signals
+from zcluster.unix.zygotes import Zygotes
 
 log = logging.getLogger("zcluster.master")
 
@@ -86,7 +90,9 @@ class Master:
         self.fleet = Fleet(f.FleetSettings.of(config), self.ledger.epoch, max(1, self.ledger.next_worker_id), random)
         self.peers = Peers()
         self.relay = Relay(self.hub, self.peers)
-        self.zygotes: dict[int, tuple[tuple[int, int], Channel]] = {}  # generation -> (pid, start), control socket
+        self.zygotes = Zygotes(self.hub.register, self.hub.unregister)
+        self.ending = Ending(boot.run_dir, self.zygotes)
+        self.questions = Questions(can_reload=boot.kind != m.IN_MEMORY)
         self.services = Services(("checkpoint",) if config.state else (), random)
         self.broadcast = Broadcast(self.hub)
         self.totals_dirty = True
@@ -135,9 +141,8 @@ class Master:
             self._control(self.channel.receive())
         if self.launcher_fd in ready or self.channel.closed:
             self._launcher_gone()
-        for generation, (_pid, channel) in list(self.zygotes.items()):
-            if channel.fileno() in ready:
-                self._hear_zygote(generation, channel)
+        for generation, message in self.zygotes.hear(ready):
+            self._on_zygote(generation, message)
         self.channel.flush()
 
     def _launcher_gone(self) -> None:
@@ -154,7 +159,9 @@ class Master:
         for message, fds in arrived:
             match message:
                 case m.ZygoteUp(generation=generation, pid=pid, start=start):
-                    self._zygote_up(generation, (pid, start), Channel.of_fd(fds.pop()))
+                    self.zygotes.up(generation, pid, start, Channel.of_fd(fds.pop()))
+                    if self.proceeding:
+                        self._step(f.ZygoteUp(generation))
                 case m.ServiceUp(kind=kind, pid=pid):
                     self.services.up(kind, pid, time.monotonic())
                 case m.Proceed():
@@ -162,11 +169,12 @@ class Master:
                 case m.Died(number=number):
                     self._on_death(message)
                     self.channel.send(m.Received(number))
-                case m.Stop(quick=quick, why=why):
-                    self._step(f.Stop(quick, why))
-                case m.Failed(text=text):
+                case m.Size() | m.Commit() | m.Reload() | m.Stop():
+                    self.questions.recall(message)
+                    self._step(of_launcher(message))
+                case m.Failed(text=text, generation=generation):
                     log.error("%s", text)
-                    self._step(f.ZygoteDied(max(self.fleet.generation, 1)))
+                    self._step(f.ZygoteDied(generation, why=text))
                 case _:
                     log.error("the launcher sent %s, which is not for a master", type(message).__name__)
             for fd in fds:
@@ -176,20 +184,21 @@ class Master:
         """All that stood before this master has been told: look at the lanes and begin."""
         found = lanes.holders(self.ledger, self.locks)
         self.proceeding = True
-        generation = max(self.zygotes, default=None)
-        if found.living or generation is not None:
+        if found.living or self.zygotes.generations:
             log.info("epoch %d: adopting %d workers of the master before", self.ledger.epoch, len(found.living))
-        self._step(f.Started(found.living, found.foreign, generation, found.departed))
-        for _pid, channel in self.zygotes.values():
-            channel.send(m.Sync(self.ledger.epoch))
+        self._step(f.Started(found.living, found.foreign, self.zygotes.generations, found.departed))
+        self.zygotes.send(self.fleet.generation, m.Sync(self.ledger.epoch))
 
     def _on_death(self, death: m.Died) -> None:
-        for generation, (zygote, channel) in list(self.zygotes.items()):
-            if zygote == (death.pid, death.start):
-                self._hear_zygote(generation, channel)  # its last words: why it could not import
-                self._hang_up(self.zygotes.pop(generation)[1])
-                self._step(f.ZygoteDied(generation, death.code, death.signal))
-                return
+        generation = self.zygotes.find(death.pid, death.start)
+        if generation is not None:
+            for _, message in self.zygotes.last_words(generation):  # why it could not import
+                self._on_zygote(generation, message)
+            self.zygotes.forget(generation)
+            self._step(f.ZygoteDied(generation, death.code, death.signal))
+            if generation != self.fleet.generation:
+                self.ending.forget_zygote(generation)
+            return
         if loss := self.services.died(death.pid, time.monotonic()):
             log.warning("%s", loss)
             return
@@ -204,40 +213,10 @@ class Master:
                 self._step(f.LaneTaken(worker.id))
         self._step(f.Died(death.pid, death.start, death.code, death.signal))
 
-    def _zygote_up(self, generation: int, process_: tuple[int, int], channel: Channel) -> None:
-        if generation in self.zygotes:
-            self._hang_up(self.zygotes.pop(generation)[1])
-        self.zygotes[generation] = (process_, channel)
-        self.hub.register(channel.fileno())
-        if self.proceeding:
-            self._step(f.ZygoteUp(generation))
-
-    def _hang_up(self, channel: Channel) -> None:
-        if channel.fileno() >= 0:
-            self.hub.unregister(channel.fileno())
-            channel.close()
-
-    def _hear_zygote(self, generation: int, channel: Channel) -> None:
-        """Take what it has sent. At the end of file it is kept: that it died, and how, is the launcher's to tell."""
-        for message, _fds in channel.receive():
-            self._on_zygote(generation, message)
-        if channel.closed:
-            self._hang_up(channel)
-
     def _on_zygote(self, generation: int, message: m.Control) -> None:
-        match message:
-            case m.Imported(unsafe=unsafe):
-                self._step(f.Imported(generation, unsafe))
-            case m.ImportFailed(text=text):
-                self._step(f.ImportFailed(generation, text))
-            case m.Forked(worker=worker):
-                self._step(f.Forked(worker))
-            case m.ForkFailed(worker=id_, text=text):
-                self._step(f.ForkFailed(id_, text))
-            case m.Synced(epoch=epoch, imported=imported, forks=forks) if epoch == self.ledger.epoch:
-                self._step(f.Synced(forks, imported))
-            case _:
-                pass  # answers to a master before
+        event = of_zygote(generation, message, self.ledger.epoch)
+        if event is not None:
+            self._step(event)
 
     # ---- the bus ---------------------------------------------------------------------------------------------------
     def _on_arrival(self, arrival: Arrival) -> None:
@@ -264,6 +243,13 @@ class Master:
         match message:
             case m.Resync():
                 self.hub.welcome(arrival.peer, self._welcome())
+            case m.Ask(verb=verb) if verb in VERBS:
+                asker = (arrival.pid, process.start_time(arrival.pid), message.number)
+                heard = self.questions.hear(arrival.peer, asker, message)
+                if isinstance(heard, m.Answer):
+                    self.hub.send(arrival.peer, heard)
+                elif heard is not None:
+                    self._step(heard)
             case m.Ask(number=number, verb=verb, args=args):
                 self.hub.send(arrival.peer, self._answer(number, verb, args))
 
@@ -318,7 +304,7 @@ class Master:
             urls=self.boot.urls,
             launcher_pid=self.boot.launcher_pid,
             master_pid=os.getpid(),
-            zygote_pid=self.zygotes[max(self.zygotes)][0][0] if self.zygotes else 0,
+            zygote_pid=self.zygotes.pid(self.fleet.generation),
             counters=self.ledger.totals(),
             heads=dict(self.hub.heads),
             dropped=dict(self.hub.dropped),
@@ -362,26 +348,28 @@ class Master:
 
     def _perform(self, command: f.FleetCommand) -> None:
         match command:
-            case f.StartZygote(generation=generation):
-                self.channel.send(m.StartZygote(generation))
+            case f.StartZygote() | f.Commit() | f.KeepReload() | f.Running():
+                self.channel.send(for_launcher(command))
             case f.SaveNextId(next_id=next_id):
                 self.ledger.next_worker_id = next_id
-            case f.Fork(worker=worker):
-                zygote = self.zygotes.get(worker.generation)
-                if zygote is not None:  # else its death has been, or will be, told: the fleet asks again
-                    zygote[1].send(m.Fork(worker))
+            case f.Fork(worker=worker, env=env):
+                self.zygotes.send(worker.generation, m.Fork(worker, dict(env)))
+            case f.EndZygote(generation=generation):
+                self.channel.send(for_launcher(command))
+                self.zygotes.hang_up(generation)
+            case f.Resize():
+                self.questions.resize(command)
+            case f.Reply():
+                link, answer, size = self.questions.answer(command)
+                if size is not None:
+                    self.channel.send(size)
+                self.hub.send(link, answer)
             case f.SendDrain(id=id_, deadline_s=deadline_s, quick=quick):
                 self.hub.send(self.peers.link_of(id_), m.Drain(deadline_s, quick))
             case f.Refuse(link=link, reason=reason):
                 self.hub.send(link, m.Refused(reason))
-            case f.Terminate(pid=pid, start=start):
-                process.send_signal(pid, start, signal.SIGTERM)
-            case f.Dump(pid=pid, start=start):
-                process.send_signal(pid, start, signal.SIGCONT)  # a stopped process cannot write its stacks
-                process.send_signal(pid, start, process.DUMP_SIGNAL)
-            case f.Kill(id=id_, pid=pid, start=start, reason=reason):
-                self._log_stacks(f"worker id={id_}", f"stacks-{id_}", reason)
-                process.send_signal(pid, start, signal.SIGKILL)
+            case f.Terminate() | f.Dump() | f.Kill() | f.DumpZygote() | f.KillZygote():
+                self.ending.perform(command)
             case f.Reconnect(id=id_):
                 for alive in self.fleet.living():
                     if alive.id == id_:
@@ -390,16 +378,6 @@ class Master:
                 self._announce(kind, worker_, text)
             case f.Log(level=level, text=text):
                 log.log(logging.getLevelName(level.upper()), "%s", text)
-            case f.Running(workers=workers):
-                self.channel.send(m.Running(workers))
-            case f.DumpZygote(generation=generation, reason=reason):
-                log.error("the zygote of generation %d is dumped, then killed: %s", generation, reason)
-                if generation in self.zygotes:  # no SIGCONT: a stopped one would go on with all that it was asked for
-                    process.send_signal(*self.zygotes[generation][0], process.DUMP_SIGNAL)
-            case f.KillZygote(generation=generation, reason=reason):
-                if generation in self.zygotes:
-                    self._log_stacks(f"zygote gen={generation}", f"stacks-zygote-{generation}", reason)
-                    process.send_signal(*self.zygotes[generation][0], signal.SIGKILL)
             case f.Finish():
                 self.final = command
             case _:
@@ -411,10 +389,4 @@ class Master:
         if kind == "exit" and worker is not None:
             self.peers.forget(worker.id)
             self.relay.exited(worker.id)
-            for name in (f"stacks-{worker.id}", f"boot-{worker.id}"):
-                (Path(self.boot.run_dir) / name).unlink(missing_ok=True)
-
-    def _log_stacks(self, whose: str, note: str, reason: str) -> None:
-        stacks = read_note(Path(self.boot.run_dir) / note)
-        if stacks:
-            log.error("stacks of %s before it is killed (%s):\n%s", whose, reason, stacks)
+            self.ending.forget_worker(worker.id)

@@ -163,8 +163,8 @@ class Zygote:
             self.channel.flush()
             for message, _fds in self.channel.receive():
                 match message:
-                    case m.Fork(worker=worker):
-                        if self._fork(worker):
+                    case m.Fork(worker=worker, env=env):
+                        if self._fork(worker, env):
                             return self.forks[-1]
                     case m.Sync(epoch=epoch):
                         self.forks = [f for f in self.forks if process.is_alive(f.pid, f.start)]
@@ -176,8 +176,8 @@ class Zygote:
                 self._start_again_empty(self.grown)
         return None
 
-    def _fork(self, worker: m.WorkerInfo) -> bool:
-        """Fork one worker; True in the worker."""
+    def _fork(self, worker: m.WorkerInfo, env: dict[str, str]) -> bool:
+        """Fork one worker, with `env` in its environment besides; True in the worker."""
         threads = process.thread_count()
         if threads > 1 and self.in_memory and not self.forks:
             log.warning("the app's process has %d threads in the zygote; they are not in the workers", threads)
@@ -197,6 +197,8 @@ class Zygote:
         if birth is None:
             born = msgspec.structs.replace(worker, pid=os.getpid(), start=process.start_time(os.getpid()))
             self.forks.append(born)
+            # As bytes: whatever the locale of this process can or cannot encode, a worker does not die of a name.
+            os.environb.update({name.encode(): value.encode() for name, value in env.items()})
             return True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, process.LET_IN)
         born = msgspec.structs.replace(worker, pid=birth[0], start=birth[1])

@@ -59,6 +59,7 @@ class Delivery(Future[None]):
 
     def __init__(self, pool: Pool) -> None:
         super().__init__()
+        self.set_running_or_notify_cancel()  # what is on its way cannot be called back
         self.to = ""
         self._pool = pool
         self._left = 0
@@ -68,7 +69,11 @@ class Delivery(Future[None]):
 
     def add_done_callback(self, fn: Callable[[Future[None]], object]) -> None:
         """As every future's, but `fn` runs in the pool: it is the user's and may block."""
-        super().add_done_callback(lambda future: self._pool.put(None, partial(_run, fn, future)))
+        super().add_done_callback(partial(self._have_run, fn))
+
+    def _have_run(self, fn: Callable[[Future[None]], object], future: Future[None]) -> None:
+        if not self._pool.put(None, partial(_run, fn, future)):
+            _run(fn, future)  # the pool is closed: in the thread that asks, as of every future that is done
 
     def expect(self, count: int, to: str) -> None:
         """It goes to so many."""
@@ -113,6 +118,13 @@ class _Call:
 
     def is_over(self) -> bool:
         return self.error is not None or self.reply is not msgspec.UNSET
+
+
+def _reply_of(call: _Call) -> Any:
+    try:
+        return decoded(call.reply)
+    except (msgspec.DecodeError, RecursionError) as error:  # it was given as msgspec.Raw or Ext, which nobody checks
+        raise RequestFailed(f"the reply of {call.name} cannot be decoded: {error}") from None
 
 
 class Calls:
@@ -195,7 +207,7 @@ class Calls:
             if self._closed:
                 raise PeerGone(self._closed)
             raise NoReply(f"{call.name} did not reply within {timeout_s:g} s")
-        return decoded(call.reply)
+        return _reply_of(call)
 
     def collect(self, open_: dict[int, tuple[int, _Call]], missing: dict[int, str], end: float) -> Gathered:
         """Wait for all of them until `end`; whoever has not replied is missing."""
@@ -213,7 +225,10 @@ class Calls:
             elif call.reply is msgspec.UNSET:
                 missing[id_] = "did not reply in time"
             else:
-                replies[id_] = decoded(call.reply)
+                try:
+                    replies[id_] = _reply_of(call)
+                except RequestFailed as error:
+                    missing[id_] = str(error)
         return Gathered(replies, missing)
 
     def resolve(self, post: Post, own: str, target: int | str, end: float) -> str:
@@ -229,8 +244,10 @@ class Calls:
             return name
 
     def _find(self, post: Post, own: str, target: int | str) -> str:
-        if isinstance(target, int):
+        if isinstance(target, int) and not isinstance(target, bool):
             return f"worker:{target}"
+        if not isinstance(target, str):
+            raise _no_target(target)
         if target == "any":
             ids = post.workers()
             others = [id_ for id_ in ids if f"worker:{id_}" != own] or ids
@@ -245,11 +262,15 @@ class Calls:
             return f"worker:{max(ids)}" if ids else ""
         if kind in ("worker", "handle") and rest:
             return target
-        raise ClusterError(
-            f"{target!r} is no target of a request; give a worker's id, 'slot:N', 'any' or 'master-handle'"
-        )
+        raise _no_target(target)
 
     def close(self, reason: str) -> None:
         """Nothing will come any more."""
         self._closed = reason
         self.arrived.notify_all()
+
+
+def _no_target(target: object) -> ClusterError:
+    return ClusterError(
+        f"{target!r:.80} is no target of a request; give a worker's id, 'slot:N', 'any' or 'master-handle'"
+    )

@@ -166,6 +166,8 @@ class Link:
             now = time.monotonic()
             self._perform(self._joining.tick(now))
             if self._delivered or ready or now >= end or (room and self._full):
+                if room:
+                    self._full = False  # told once: the owner may have nothing more to say
                 delivered, self._delivered = self._delivered, []
                 self._flush()
                 return delivered, ready

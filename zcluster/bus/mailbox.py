@@ -21,7 +21,7 @@ from zcluster.bus.link import Link
 from zcluster.bus.pool import Pool
 from zcluster.bus.reception import Deliver, Reception
 from zcluster.core.codec import MAX_TOPIC_BYTES
-from zcluster.core.joining import Joined, Refreshed
+from zcluster.core.joining import Joined, Parted, Refreshed
 from zcluster.core.mail import MASTER, TOPICS, Got, Kind, Mail, Members, Publication, Replayed
 from zcluster.core.messages import Snapshot, Tick
 from zcluster.core.post import HANDLES, Post
@@ -42,9 +42,9 @@ class Mailbox:
     """Any thread may call what stands before "the link's thread".
 
     `wake` makes the link's thread call `pump`; it must not block. `deliver` takes messages instead of the registered
-    functions (a handle puts them in line with its other events): it is given the sender's name and a function that
-    returns the payload, to be called exactly once. `call` says how a function is called. `daemon` threads do not hold
-    up the end of the program.
+    functions (a handle puts them in line with its other events): it is given the sender's name, the size in bytes,
+    and a function that returns the payload, to be called exactly once. `call` says how a function is called. `daemon`
+    threads do not hold up the end of the program.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ class Mailbox:
         self._serial = 0
         self._closed = ""
         self._epoch = 0
+        self._is_linked = self._follows = False
+        self._more = False  # pieces could be sent, had the last turn been longer
         self._reception = Reception(
             name, subscriptions, self.pool, self._reply, self._ring, deliver=deliver, call=call
         )
@@ -148,14 +150,14 @@ class Mailbox:
         with self._lock:
             if self._closed:
                 raise PeerGone(self._closed)
-            self._serial += kind == "publish"
-            serial = self._serial if kind == "publish" else 0
+            serial = self._serial + 1 if kind == "publish" else 0
             parcel = Parcel(kind, body, self._calls.open(delivery, to), ref, topic, reliable, serial)
             try:
                 copies = self._post.put(to, parcel, time.monotonic(), force=kind in ("reply", "failure"))
             except BusError:
                 del self._calls.deliveries[parcel.ticket]
                 raise
+            self._serial = serial or self._serial  # those of what was taken have no hole
             delivery.expect(max(1, copies), to)
         self.wake()
         return delivery
@@ -192,6 +194,10 @@ class Mailbox:
                 self._learn(item, now)
             case Joined(snapshot=snapshot):
                 self._on_joined(snapshot, now)
+            case Parted():
+                self._is_linked = False
+                with self._lock:
+                    self._post.parted()
             case Refreshed(snapshot=snapshot) if snapshot.members is not None:
                 self._learn(snapshot.members, now)
             case Tick(epoch=epoch, heads=heads):
@@ -211,8 +217,9 @@ class Mailbox:
     def _on_joined(self, snapshot: Snapshot, now: float) -> None:
         with self._lock:
             self._post.linked(now, new_master=self._epoch not in (0, snapshot.epoch))
-        self._epoch = snapshot.epoch
-        if self.subscriptions.has_topics():
+        self._epoch, self._is_linked = snapshot.epoch, True
+        self._follows = self._follows or self.subscriptions.has_topics()
+        if self._follows:
             self._reception.subscriber.joined(snapshot.epoch, snapshot.heads.get(TOPICS, 0), now)
         if snapshot.members is not None:
             self._learn(snapshot.members, now)
@@ -221,16 +228,20 @@ class Mailbox:
         with self._lock:
             self._post.learn(members, now)
             self._give_up()
-        self._reception.forget(members)
+        self._reception.forget(lambda name: self._post.is_there(name) is False)
 
     def _give_up(self) -> None:
         failed, self._post.failed = self._post.failed, []
+        spread, self._post.spread = self._post.spread, []
+        for ticket, count in spread:
+            self._calls.deliveries[ticket].expect(count, HANDLES)
         self._calls.failed(failed)
         self._calls.lose_targets(lambda name: self._post.is_there(name) is False)
 
     def pump(self, link: Link, now: float) -> None:
         """Send what may be sent, and say what has been received."""
-        if self.subscriptions.has_topics():
+        self._follows = self._follows or self.subscriptions.has_topics()
+        if self._follows:
             link.follow(TOPICS)
         self._reception.hear()
         with self._lock:
@@ -240,10 +251,10 @@ class Mailbox:
         if not link.joined:
             return
         with self._lock:
+            self._more = False
             for count, (stream, mail) in enumerate(self._post.pieces()):
-                if count == PIECES_PER_PUMP or not link.post(mail):
-                    if count == PIECES_PER_PUMP:
-                        self.wake()
+                self._more = count == PIECES_PER_PUMP
+                if self._more or not link.post(mail):
                     break
                 stream.sent(now)
         self._reception.acknowledge(link)
@@ -254,8 +265,11 @@ class Mailbox:
     @property
     def due(self) -> float:
         """When `pump` is to be called at the latest (monotonic seconds)."""
+        if not self._is_linked:
+            return float("inf")
         with self._lock:
-            return min(self._post.due, self._reception.subscriber.due)
+            due = 0.0 if self._more else self._post.due
+        return due if self._reception.is_full() else min(due, self._reception.subscriber.due)
 
     def finish(self) -> None:
         """From now on wake the link's thread also when the last function has returned: it waits for `is_idle`."""
@@ -279,7 +293,11 @@ class Mailbox:
 
 def check_topic(topic: str) -> None:
     """Raise `BusError` for what cannot be a topic."""
-    if not isinstance(topic, str) or not topic or len(topic.encode()) > MAX_TOPIC_BYTES:
+    try:
+        size = len(topic.encode()) if isinstance(topic, str) else 0
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= MAX_TOPIC_BYTES:
         raise BusError(f"a topic is text of 1 to {MAX_TOPIC_BYTES} bytes, not {topic!r:.80}")
 
 

@@ -4,6 +4,7 @@ Invariant: jobs with the same key run one after the other, in the order they wer
 own key and one thread.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -12,18 +13,18 @@ from typing import Final
 # Functions that wait (for a reply, a database) share so many threads in a process; the engine has its own.
 THREADS: Final = 4
 
+log = logging.getLogger("zcluster.messages")
+
 Job = Callable[[], None]
 
 
 class Pool:
-    """Threads are started when there is work. Any thread may call any method; jobs must not raise."""
+    """Threads are started when there is work. Any thread may call any method; what a job raises is logged."""
 
     def __init__(self, name: str, *, threads: int = THREADS, daemon: bool = False) -> None:
         self._name, self._max, self._daemon = name, threads, daemon
         self._news = threading.Condition()
-        self._jobs: dict[
-            Hashable, deque[Job]
-        ] = {}  # by key; a key is here while it has jobs, the running one included
+        self._jobs: dict[Hashable, deque[Job]] = {}  # a key is here while it has jobs, the running one included
         self._ready: deque[Hashable] = deque()  # keys with a job that may be run
         self._threads: list[threading.Thread] = []
         self._idle = 0
@@ -31,18 +32,18 @@ class Pool:
         self._closed = False
         self.on_idle: Callable[[], None] | None = None  # called when the last job has ended; must not block or raise
 
-    def put(self, key: Hashable | None, job: Job) -> None:
-        """Run a job: after those with the same key, or (None) as soon as a thread is free. Dropped after `close`."""
+    def put(self, key: Hashable | None, job: Job) -> bool:
+        """Run a job: after those with the same key, or (None) as soon as a thread is free; false after `close`."""
         with self._news:
             if self._closed:
-                return
+                return False
             if key is None:
                 self._unique += 1
                 key = (self, self._unique)
             jobs = self._jobs.get(key)
             if jobs is not None:
                 jobs.append(job)
-                return
+                return True
             self._jobs[key] = deque([job])
             self._ready.append(key)
             if self._idle >= len(self._ready):
@@ -54,6 +55,7 @@ class Pool:
                 thread.start()
             else:
                 self._news.notify()
+        return True
 
     def is_idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
@@ -73,18 +75,20 @@ class Pool:
                 job = self._jobs[key][0]
             try:
                 job()
-            finally:
-                with self._news:
-                    jobs = self._jobs[key]
-                    jobs.popleft()
-                    if jobs:
-                        self._ready.append(key)
-                        self._news.notify()
-                    else:
-                        del self._jobs[key]
-                    idle = not self._jobs
-                if idle and self.on_idle is not None:
-                    self.on_idle()
+            except BaseException:  # the user's, of a kind that nobody caught: the thread, and the rest, are not lost
+                log.exception("what a message asked for has failed: %r", job)
+            del job  # and what it holds, while this thread waits
+            with self._news:
+                jobs = self._jobs[key]
+                jobs.popleft()
+                if jobs:
+                    self._ready.append(key)
+                    self._news.notify()
+                else:
+                    del self._jobs[key]
+                idle = not self._jobs
+            if idle and self.on_idle is not None:
+                self.on_idle()
 
     def close(self, timeout_s: float) -> bool:
         """Run what waits and end the threads; false when one of them is still busy after `timeout_s` seconds."""

@@ -2,7 +2,7 @@
 
 Invariant: no function runs in the link's thread; what was accepted, and so may be acknowledged, is handled once; and
 what was accepted and not handled yet is bounded. Beyond that bound senders keep what is theirs, and of publications
-only the number is noted: what is reliable among them is asked for when there is room again.
+only the number is noted: what is reliable among them is asked for when half of what waits has been handled.
 """
 
 import logging
@@ -12,10 +12,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Literal
 
+import msgspec
+
 from zcluster.bus.calls import decoded, encoded
 from zcluster.bus.link import Link
 from zcluster.bus.pool import Pool
-from zcluster.core.mail import Got, Mail, Members, Publication
+from zcluster.core.mail import Got, Mail, Publication
 from zcluster.core.streams import WINDOW_PIECES, Incoming
 from zcluster.core.topics import Lost, Published, Subscriber
 from zcluster.errors import BusError
@@ -26,10 +28,12 @@ log = logging.getLogger("zcluster.messages")
 # What has come and was not handled: as much as a sender may keep (core.post), and the largest message twice.
 INBOX_MAX: Final = 20_000
 INBOX_MAX_BYTES: Final = 64 << 20
-SENDERS_MAX: Final = 10_000  # streams remembered; a worker that ends is forgotten, a handle when there are this many
+SENDERS_MAX: Final = 10_000  # streams remembered; who has ended is forgotten, others when there are this many
+OPEN_MAX: Final = 8  # messages in several pieces that have begun and not ended: 256 MiB; others wait for their turn
+FAILURE_MAX_CHARS: Final = 2000  # of an exception's text that is told to whoever asked
 
-# (sender's name, a function that returns the payload and is to be called exactly once), for each message
-Deliver = Callable[[str, Callable[[], Any]], None]
+# (sender's name, size in bytes, a function that returns the payload and is to be called exactly once), per message
+Deliver = Callable[[str, int, Callable[[], Any]], None]
 # (request, what kind of answer, its payload)
 Reply = Callable[[Mail, Literal["reply", "failure"], bytes], None]
 
@@ -54,19 +58,22 @@ class Reception:
         self._deliver, self._call = deliver, call
         self.on_exit: Callable[[int], None] | None = None  # told the code when a function raises SystemExit
         self._incoming: dict[str, Incoming] = {}
+        self._owed: set[str] = set()  # senders to whom an acknowledgement is due
         self._starved: set[str] = set()  # senders that were refused for want of room
+        self._open: set[str] = set()  # senders of which a message has begun and not ended
         self._unheard: deque[tuple[str, bytes]] = deque()  # messages that came before there was a function for them
-        self._lock = threading.Lock()  # guards the two counts
+        self._lock = threading.Lock()  # guards what follows
         self._count = self._bytes = 0  # of what was accepted and not handled
+        self._full = False
 
     # ---- the link's thread -----------------------------------------------------------------------------------------
     def is_full(self) -> bool:
-        """Whether nothing more is accepted for now."""
-        return self._count >= INBOX_MAX or self._bytes >= INBOX_MAX_BYTES
+        """Whether nothing more is accepted: from the limit on, until half of it is handled."""
+        return self._full
 
     def owes(self) -> bool:
         """Whether something received has not been acknowledged yet."""
-        return any(incoming.owed for incoming in self._incoming.values())
+        return bool(self._owed)
 
     def take(self, mail: Mail) -> bytes | None:
         """Take a piece of mail; returns the body when it completes a reply or failure: that is the caller's."""
@@ -74,23 +81,33 @@ class Reception:
         if incoming is None:
             incoming = self._incoming[mail.sender] = Incoming()
             if len(self._incoming) > SENDERS_MAX:
-                del self._incoming[next(iter(self._incoming))]
-        if self.is_full() and mail.kind not in ("reply", "failure"):
-            incoming.owed = True
+                self._drop(next(iter(self._incoming)))
+        if not incoming.meet(mail):
+            return None
+        self._owed.add(mail.sender)
+        if mail.kind not in ("reply", "failure") and self._refuses(mail):
             self._starved.add(mail.sender)
             return None
         body = incoming.take(mail)
+        if incoming.is_open:
+            self._open.add(mail.sender)
+        else:
+            self._open.discard(mail.sender)
         if body is None or mail.kind in ("reply", "failure"):
             return body
         self._add(body)
         if mail.kind == "request":
             self.pool.put(None, partial(self._answer, mail, body))
         elif self._deliver is not None:
-            self._deliver(mail.sender, partial(self._payload, body))
+            self._deliver(mail.sender, len(body), partial(self._payload, body))
         else:
             self._unheard.append((mail.sender, body))
             self.hear()
         return None
+
+    def _refuses(self, mail: Mail) -> bool:
+        crowded = mail.more and mail.sender not in self._open and len(self._open) >= OPEN_MAX
+        return self._full or crowded
 
     def hear(self) -> None:
         """Give messages to the functions, if any have been registered by now; otherwise they wait."""
@@ -101,7 +118,7 @@ class Reception:
 
     def published(self, publication: Publication) -> None:
         """A publication has come."""
-        if self.is_full():
+        if self._full and not self.subscriber.expects(publication):
             self.subscriber.heads(publication.epoch, publication.number)  # asked for when there is room
         else:
             self.hand_out(self.subscriber.take(publication))
@@ -121,37 +138,46 @@ class Reception:
                 self._add(item.body)
                 self.pool.put(key, partial(self._published, functions, item.body))
 
-    def forget(self, members: Members) -> None:
-        """Workers that have ended will send no more."""
-        for name in list(self._incoming):
-            id_ = name.removeprefix("worker:")
-            if id_ != name and int(id_) < members.next_id and int(id_) not in members.workers:
-                del self._incoming[name]
+    def forget(self, has_ended: Callable[[str], bool]) -> None:
+        """Who has ended will send no more."""
+        for name in [name for name in self._incoming if has_ended(name)]:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        del self._incoming[name]
+        for names in (self._owed, self._starved, self._open):
+            names.discard(name)
 
     def acknowledge(self, link: Link) -> None:
         """Say how far each sender has come, and whether there is room for more."""
-        room = 0 if self.is_full() else WINDOW_PIECES
-        for name, incoming in list(self._incoming.items()):
-            if incoming.owed or (room and name in self._starved):
-                if not link.post(Got(self.name, name, incoming.stream, incoming.upto, room)):
-                    return
-                incoming.owed = False
-                if room:
-                    self._starved.discard(name)
+        full, crowded = self._full, len(self._open) >= OPEN_MAX
+        for name in self._owed | self._starved:
+            room = 0 if full or (crowded and name in self._starved) else WINDOW_PIECES
+            if not room and name not in self._owed:
+                continue
+            incoming = self._incoming[name]
+            if not link.post(Got(self.name, name, incoming.stream, incoming.upto, room)):
+                return
+            self._owed.discard(name)
+            if room:
+                self._starved.discard(name)
+            else:
+                self._starved.add(name)  # to be told when there is room: it has stopped
 
     # ---- in the pool -----------------------------------------------------------------------------------------------
     def _add(self, body: bytes) -> None:
         with self._lock:
             self._count += 1
             self._bytes += len(body)
+            self._full = self._full or self._count >= INBOX_MAX or self._bytes >= INBOX_MAX_BYTES
 
     def _payload(self, body: bytes) -> Any:
         """Decode what was accepted; it is being handled from here on."""
         with self._lock:
-            was_full = self.is_full()
             self._count -= 1
             self._bytes -= len(body)
-            eased = was_full and not self.is_full()
+            eased = self._full and self._count <= INBOX_MAX // 2 and self._bytes <= INBOX_MAX_BYTES // 2
+            self._full = self._full and not eased
         if eased:
             self._eased()
         return decoded(body)
@@ -161,11 +187,14 @@ class Reception:
         try:
             return function(*arguments)
         except SystemExit as leave:
-            if self.on_exit is not None:
-                self.on_exit(leave.code if isinstance(leave.code, int) else int(leave.code is not None))
+            self._exit(leave)
         except Exception:
             log.exception("a function registered for messages raised: %r", function)
         return None
+
+    def _exit(self, leave: SystemExit) -> None:
+        if self.on_exit is not None:
+            self.on_exit(leave.code if isinstance(leave.code, int) else int(leave.code is not None))
 
     def _message(self, sender: str, body: bytes) -> None:
         payload = self._payload(body)
@@ -179,15 +208,21 @@ class Reception:
 
     def _answer(self, mail: Mail, body: bytes) -> None:
         """Call what is registered; the first result that is not None is the reply."""
-        payload = self._payload(body)
-        topic = mail.topic
+        topic, failure, reply = mail.topic, "", None
         functions = self.subscriptions.of_topic(topic) if topic else self.subscriptions.of_event("message")
-        what = f"topic {topic!r}" if topic else "messages"
-        reply, failure = None, "" if functions else f"{self.name} has registered no function for {what}"
+        if not functions:
+            failure = f"{self.name} has registered no function for {f'topic {topic!r}' if topic else 'messages'}"
+        try:
+            payload = self._payload(body)
+        except (msgspec.DecodeError, RecursionError) as error:  # given as msgspec.Raw or Ext, which nobody checks
+            functions, failure = (), f"the request cannot be decoded: {error}"
         for function in functions:
             try:
                 result = function(payload) if topic else self._call(function, mail.sender, payload)
                 reply = result if reply is None else reply
+            except SystemExit as leave:
+                self._exit(leave)
+                failure = failure or f"SystemExit: {leave}"
             except Exception as error:
                 log.exception("a function that should have replied raised: %r", function)
                 failure = failure or f"{type(error).__name__}: {error}"
@@ -197,9 +232,7 @@ class Reception:
             log.error("the reply of %r cannot be sent: %s", functions, error)
             answer, failure = b"", failure or f"{type(error).__name__}: {error}"
         if failure:
-            self._reply(mail, "failure", encoded(failure[:FAILURE_MAX_CHARS]))
+            text = failure[:FAILURE_MAX_CHARS].encode(errors="backslashreplace").decode()
+            self._reply(mail, "failure", encoded(text))
         else:
             self._reply(mail, "reply", answer)
-
-
-FAILURE_MAX_CHARS: Final = 2000  # of an exception's text that is told to whoever asked

@@ -19,8 +19,9 @@ and Died of one worker; anything of a worker that is dead already; everything, a
 from collections.abc import Mapping
 
 from zcluster.core import fleet_events as f
-from zcluster.core.fleet_acts import START_STOP_S, Acts
-from zcluster.core.fleet_deaths import status_text
+from zcluster.core.fleet_acts import STOPPING_TEXT
+from zcluster.core.fleet_base import VANISHED_S
+from zcluster.core.fleet_reload import Reloads
 from zcluster.core.fleet_worker import (
     ASKED,
     DRAINING,
@@ -33,72 +34,20 @@ from zcluster.core.fleet_worker import (
     Worker,
     adopted_state,
 )  # fmt: skip
-from zcluster.core.fleet_zygote import ABSENT
-from zcluster.core.fleet_zygote import ASKED as ZYGOTE_ASKED
 from zcluster.core.fleet_zygote import READY as ZYGOTE_READY
 from zcluster.core.messages import WorkerInfo
-from zcluster.core.policy import START_TRIES
-from zcluster.errors import AppError, RestartLimitReached, SpawnError
+from zcluster.errors import RestartLimitReached
 
-VANISHED_S = 5.0  # the launcher reports within milliseconds; if it does not, the status is lost, but not the slot
+EARLY_MAX = 1000  # questions before Started, which comes within milliseconds
 LEFT_BEHIND_CODE = 70  # the launcher died: nobody asked for this end, so it is none of the orderly codes
 
 
-class Fleet(Acts):
+class Fleet(Reloads):
     """All workers of one cluster, as one state machine. Not thread-safe; the master has one thread.
 
     `random` gives numbers from 0 up to 1. With `strict` an event that cannot happen raises IllegalTrigger (tests);
     otherwise it is logged and ignored: the rest of the cluster is worth more than one wrong message.
     """
-
-    # ---- questions -------------------------------------------------------------------------------------------------
-    @property
-    def generation(self) -> int:
-        """The generation new workers belong to."""
-        return self.zygote.generation
-
-    @property
-    def state(self) -> str:
-        """starting | running | degraded | stopping."""
-        if self.stopping is not None:
-            return "stopping"
-        if not self.ran:
-            return "starting"
-        return "degraded" if self.is_degraded() else "running"
-
-    def living(self) -> list[Worker]:
-        """All workers that are not dead, those only asked for included (pid 0)."""
-        return list(self.roster)
-
-    def by_process(self, pid: int, start: int) -> Worker | None:
-        """The living worker that is this process."""
-        return self.roster.processes.get((pid, start))
-
-    def infos(self, now: float) -> tuple[WorkerInfo, ...]:
-        """The workers that have a process, by slot, as others see them."""
-        there = [worker.info(now) for worker in self.roster if worker.pid]
-        return tuple(sorted(there, key=lambda info: (info.slot, info.id)))
-
-    def next_deadline(self, now: float) -> float | None:
-        """Seconds until a Ticked is worth while, at least 0; None: nothing is waited for.
-
-        Heartbeats are judged at the regular tick and are not in here.
-        """
-        waits = []
-        for worker in self.roster:
-            if worker.gone_at is not None:
-                waits.append(worker.gone_at + VANISHED_S)
-            elif worker.deadline is not None:
-                waits.append(worker.deadline)
-        if self.zygote.deadline is not None:
-            waits.append(self.zygote.deadline)
-        if self.stopping is not None:
-            waits += [at for at in (self.end_of_patience(), self.stopping.since + START_STOP_S) if at > now]
-        elif self.zygote.started and self.zygote.state == ABSENT:
-            waits.append(self.zygote.retry_at)
-        elif self.zygote.state == ZYGOTE_READY:
-            waits += [self.slot(index).retry_at for index in self.roster.vacant(self.settings.workers)]
-        return max(0.0, min(waits) - now) if waits else None
 
     # ---- the machine -----------------------------------------------------------------------------------------------
     def step(self, event: f.FleetEvent, now: float) -> list[f.FleetCommand]:
@@ -128,16 +77,20 @@ class Fleet(Acts):
         match event:
             case f.Ticked(ledger):
                 self._ticked(ledger, now)
+            case f.Scale() | f.Open() | f.Close() | f.Reload():
+                self._question(event, now)
+            case f.Sized() | f.Committed() | f.Unfinished():
+                self._recall_decision(event)
             case f.Started():
                 self._started(event, now)
             case f.ZygoteUp(generation):
-                self.zygote.move("up", generation, now)
+                self.zygote_up(generation, now)
             case f.Imported(generation, unsafe):
-                self._imported(generation, unsafe, now)
+                self.imported(generation, unsafe, now)
             case f.ImportFailed(generation, text):
-                self._import_failed(generation, text, now)
-            case f.ZygoteDied(generation, code, signal):
-                self._zygote_died(generation, self.zygote.obituary(status_text(code, signal)), now)
+                self.import_failed(generation, text, now)
+            case f.ZygoteDied():
+                self.zygote_died(event, now)
             case f.Synced(forks, imported):
                 self.zygote.synced(imported, now)
                 for info in forks:
@@ -175,7 +128,7 @@ class Fleet(Acts):
             case f.Leaving(_, reason):
                 self._leaving(worker, reason, now)
             case f.BootFailed(_, text):
-                self.boot_text = text
+                self.boot_text = worker.boot_text = text
             case f.LaneTaken():
                 worker.lane_taken = True
             case f.ForkFailed(_, text):
@@ -190,20 +143,58 @@ class Fleet(Acts):
         if self.stopping is not None:
             self.finish_if_over(now)
         elif self.started:
-            if self.zygote.state == ZYGOTE_READY:
-                for index in self.roster.vacant(self.settings.workers):
-                    slot = self.slot(index)
-                    if slot.retry_at <= now:
-                        self.ask(slot, now)
-            self.out += self.zygote.ask_if_due(now)
+            self.turn_back_if_due(now)
+            self.drain_surplus(now)
+            for index in self.roster.vacant(self.wanted):
+                slot, zygote = self.slot(index), self.zygote_for(index)
+                if slot.retry_at <= now and zygote.state == ZYGOTE_READY:
+                    self.ask(slot, zygote, now)
+            self.roll(now)
+            self.conclude_reload(now)
+            for zygote in self.zygotes():
+                self.out += zygote.ask_if_due(now)
             ready = {worker.slot for worker in self.roster if worker.state == READY}
-            if not self.ran and ready.issuperset(range(self.settings.workers)):
+            if not self.ran and ready.issuperset(self.wanted):
                 self.ran = True
-                self.out += [f.Running(self.settings.workers), f.Announce("running")]
+                self.out += [f.Running(len(self.wanted)), f.Announce("running")]
         self.check()
 
-    # ---- the master's start and the zygote -------------------------------------------------------------------------
+    def _recall_decision(self, event: f.Sized | f.Committed | f.Unfinished) -> None:
+        """What the launcher has kept of the master before."""
+        if self.started:
+            raise IllegalTrigger(f"{type(event).__name__} comes before Started")
+        match event:
+            case f.Sized(slots, env):
+                self.sized(slots, env)
+            case f.Committed(generation):
+                self.zygote.generation = generation
+            case f.Unfinished(tokens) if self.stopping is None:
+                self.queued = {token: [] for token in tokens}
+
+    def _question(self, question: f.Question, now: float) -> None:
+        """Whoever asks is answered: now, or (a reload) when it has ended."""
+        if self.stopping is not None:
+            self.out.append(f.Reply(question.asker, STOPPING_TEXT))
+        elif not self.started:
+            if len(self.early) >= EARLY_MAX:
+                self.out.append(f.Reply(question.asker, "the master is just starting; ask again"))
+            else:
+                self.early.append(question)
+        else:
+            match question:
+                case f.Scale():
+                    self.scale(question, now)
+                case f.Open():
+                    self.open(question, now)
+                case f.Close():
+                    self.close(question, now)
+                case f.Reload(asker, token):
+                    self.ask_reload(asker, token)
+
+    # ---- the master's start ----------------------------------------------------------------------------------------
     def _started(self, event: f.Started, now: float) -> None:
+        if self.zygote.started:
+            raise IllegalTrigger("a master starts once")
         self.started = True
         self.lags.since = now
         self.roster.foreign |= event.foreign_lanes
@@ -214,44 +205,21 @@ class Fleet(Acts):
                 self.say("error", f"process {info.pid} in lane {info.lane} is not adopted: {objection}")
             else:
                 self.take_in(info, adopted_state(info.state), now)
-        generation = event.zygote_generation or max((worker.generation for worker in self.roster), default=1)
-        self.zygote.start(generation, event.zygote_generation is not None, now)
+        generation = self.zygote.generation
+        seen = [info.generation for info in (*event.adopted, *event.departed)]
+        self.highest = max(generation, *seen, *event.zygotes, self.highest)
+        self.zygote.start(generation, generation in event.zygotes, now)
+        for other in event.zygotes:
+            if other != generation:
+                self.out.append(f.EndZygote(other))  # a candidate of the master before: the reload is begun again
         self.recall(event.departed, now)
         self.drain_surplus(now)
         if self.stopping is not None:
             for worker in self.roster:
                 self.wind_down(worker, now)
-
-    def _imported(self, generation: int, unsafe: tuple[str, ...], now: float) -> None:
-        if self.zygote.move("imported", generation, now) and unsafe:
-            what = ", ".join(unsafe)
-            self.say("warning", f"the application is not preloaded, each worker imports it: it left {what}")
-
-    def _import_failed(self, generation: int, text: str, now: float) -> None:
-        if not self.zygote.move("failed", generation, now):
-            return
-        if not self.ever_ready:
-            self.fail(AppError.exit_code, text, now)
-            return
-        self.zygote.broken = True
-        self.say("error", f"the application cannot be imported any more; the running workers go on serving:\n{text}")
-        self.out.append(f.Announce("error", None, text))
-
-    def _zygote_died(self, generation: int, status: str, now: float) -> None:
-        was = self.zygote.state
-        if not self.zygote.move("died", generation, now):
-            return
-        for worker in self.roster:
-            if worker.state == ASKED:
-                self.lose(worker, now)  # not its slot's fault: asked for again as soon as there is a zygote
-        if self.stopping is not None:
-            return
-        wait_s = self.zygote.retry_at - now
-        when = f"in {wait_s:.1f} s" if wait_s > 0 else "now"
-        self.say("warning", f"the zygote of generation {generation} died. {status}; starting another {when}")
-        if not self.ever_ready and self.zygote.failures >= START_TRIES:
-            code = SpawnError.exit_code if was == ZYGOTE_ASKED else AppError.exit_code
-            self.fail(code, f"the process that imports the application ended {START_TRIES} times: {status}", now)
+        early, self.early = self.early, []
+        for question in early:
+            self._question(question, now)
 
     # ---- workers ---------------------------------------------------------------------------------------------------
     def _vet(self, info: WorkerInfo) -> None:
@@ -336,6 +304,7 @@ class Fleet(Acts):
             worker.ready_at, worker.deadline = now, None
             self.slot(worker.slot).ready()
             self.ever_ready = True
+            self.mark_rolled(worker)
             self.announce("listening", worker, now)
 
     def _leaving(self, worker: Worker, reason: str, now: float) -> None:
@@ -363,9 +332,9 @@ class Fleet(Acts):
 
     # ---- time ------------------------------------------------------------------------------------------------------
     def _ticked(self, ledger: Mapping[int, f.LaneAges], now: float) -> None:
-        self.out += self.zygote.expire(now)
+        self.expire_zygotes(now)
         for worker in self.roster:
-            if worker.gone_at is not None and now - worker.gone_at >= VANISHED_S:
+            if worker.gone_at is not None and now >= worker.gone_at + VANISHED_S:
                 self._died(worker.pid, worker.start, None, None, now)
             elif worker.deadline is not None:
                 if now >= worker.deadline:
@@ -379,8 +348,11 @@ class Fleet(Acts):
         self.lags.add(now, seconds)
         for worker in self.roster:
             worker.postpone(seconds)
-        if self.zygote.deadline is not None:
-            self.zygote.deadline += seconds
+        for zygote in self.zygotes():
+            if zygote.deadline is not None:
+                zygote.deadline += seconds
+        if self.reloading is not None and self.reloading.deadline is not None:
+            self.reloading.deadline += seconds
         if self.stopping is not None:
             self.stopping.deadline += seconds
 

@@ -4,15 +4,20 @@ Invariant: every act leaves the worker with a deadline, unless it is READY or SU
 says all that others must do about it as commands, in order, in `out`.
 """
 
-from collections.abc import Callable
-
-from msgspec import Struct
 from msgspec.structs import replace
 
 from zcluster.core import fleet_events as f
-from zcluster.core.fleet_deaths import BOOT_FAILED, BOOT_TIMEOUT, DRAIN_TIMEOUT, HUNG, Account, Death, verdict
-from zcluster.core.fleet_health import Lags, Verdict, judge
-from zcluster.core.fleet_roster import Roster
+from zcluster.core.fleet_base import KILL_AGAIN_S, START_STOP_S, Base, Stopping
+from zcluster.core.fleet_deaths import (
+    BOOT_FAILED,
+    BOOT_TIMEOUT,
+    DRAIN_TIMEOUT,
+    HUNG,
+    Account,
+    Death,
+    verdict,
+)  # fmt: skip
+from zcluster.core.fleet_health import Verdict, judge
 from zcluster.core.fleet_worker import (
     ASKED,
     DRAINING,
@@ -21,6 +26,7 @@ from zcluster.core.fleet_worker import (
     ONLINE,
     READY,
     SERVING,
+    STARTING,
     Worker,
     adopted_state,
     deadline_after,
@@ -31,84 +37,30 @@ from zcluster.core.messages import WorkerInfo
 from zcluster.core.policy import START_TRIES, Slot
 from zcluster.errors import AppError, RestartLimitReached, SpawnError
 
-START_STOP_S = 2.0  # a starting worker serves nobody: SIGTERM, and that long for its atexit
-# SIGKILL takes microseconds, but not for a process in uninterruptible sleep (a dead NFS server): sent again so often,
-# in case the first went to nobody, and the second time the cluster does not wait for it to end before it finishes.
-KILL_AGAIN_S = 5.0
-ORPHAN_KILL_S = 1.0  # the same without a launcher, when all must be over within 5 s
 NO_LANE_RETRY_S = 1.0
+STOPPING_TEXT = "the cluster is stopping"
 
 
-class Stopping(Struct):
-    """The cluster is being stopped."""
-
-    since: float
-    deadline: float
-    quick: bool
-    code: int
-    text: str
-
-
-class Acts:
-    """The fleet's state and its acts; `Fleet` adds what events mean."""
-
-    def __init__(
-        self,
-        settings: f.FleetSettings,
-        epoch: int,
-        next_worker_id: int,
-        random: Callable[[], float],
-        *,
-        strict: bool = False,
-    ) -> None:
-        self.strict = strict
-        self.settings = settings
-        self.epoch = epoch
-        self.roster = Roster(next_worker_id, settings.lanes)
-        self.zygote = Zygote(settings, random)
-        self.lags = Lags()
-        self.stopping: Stopping | None = None
-        self.started = False  # Started has come: before it nobody may be judged or asked for
-        self.ever_ready = False
-        self.ran = False  # all were READY at once
-        self.launcher_gone = False
-        self.finished = False
-        self.crashes = 0
-        self.boot_text = ""
-        self.out: list[f.FleetCommand] = []
-        self._random = random
-        self._slots: dict[int, Slot] = {}
-
-    def slot(self, index: int) -> Slot:
-        """A slot's memory; of one beyond the size too, while the cluster before was larger."""
-        if index not in self._slots:
-            self._slots[index] = Slot(index, self.settings, self._random)
-        return self._slots[index]
-
-    def say(self, level: str, text: str) -> None:
-        """One line for the log."""
-        self.out.append(f.Log(level, text))
-
-    def announce(self, kind: str, worker: Worker, now: float, text: str = "") -> None:
-        """Tell the handles."""
-        self.out.append(f.Announce(kind, worker.info(now), text))
+class Acts(Base):
+    """The acts; `Fleet` adds what events mean."""
 
     # ---- birth -----------------------------------------------------------------------------------------------------
-    def ask(self, slot: Slot, now: float) -> None:
-        """Ask the zygote for a worker in this slot."""
+    def ask(self, slot: Slot, zygote: Zygote, now: float) -> bool:
+        """Ask the zygote for a worker in this slot; false when there is no lane for it."""
         lane = self.roster.free_lane(now)
         if lane is None:  # the settings have fewer lanes than two for each slot, and each slot has one that drains
             slot.retry_at = now + NO_LANE_RETRY_S
             self.say(
                 "error", f"no free lane of {self.settings.lanes} for slot {slot.index}: raise the number of lanes"
             )
-            return
+            return False
         id_ = self.roster.new_id()
-        info = WorkerInfo(id_, slot.index, lane, self.zygote.generation, state=ASKED, restarts=slot.forks)
+        info = WorkerInfo(id_, slot.index, lane, zygote.generation, state=ASKED, restarts=slot.forks)
         worker = Worker(info, now)
         worker.deadline = now + self.settings.boot_timeout_s
         self.roster.add(worker)
-        self.out += [f.SaveNextId(self.roster.next_id), f.Fork(info)]
+        self.out += [f.SaveNextId(self.roster.next_id), f.Fork(info, self.wanted.get(slot.index, {}))]
+        return True
 
     def born(self, worker: Worker, info: WorkerInfo, now: float) -> None:
         """A worker that was asked for has a process."""
@@ -127,10 +79,10 @@ class Acts:
 
     def why_not(self, info: WorkerInfo) -> str:
         """Why a worker that was not asked for by this fleet has no place in it; empty when it has."""
-        if info.generation != self.zygote.generation:
-            return f"generation {info.generation} is not wanted, {self.zygote.generation} is"
-        if not 0 <= info.slot < self.settings.workers:
-            return f"there is no slot {info.slot}"
+        if self.zygote_of(info.generation) is None:
+            return f"generation {info.generation} is not wanted, {self.target} is"
+        if info.slot not in self.wanted:
+            return f"slot {info.slot} is closed"
         if self.stopping is None and not self.roster.is_free(info.slot):
             return f"slot {info.slot} is taken"
         return self.roster.objection(info)
@@ -187,14 +139,36 @@ class Acts:
         self.disconnect(worker, now)
 
     def drain_surplus(self, now: float) -> None:
-        """A slot keeps its youngest worker; a cluster that has become smaller keeps its lower slots."""
-        youngest = {worker.slot: worker.id for worker in self.roster if worker.state in HOLDS_SLOT}  # by growing id
+        """Whoever has been replaced leaves, and whoever is in a slot that is not open."""
+        slots: dict[int, list[Worker]] = {}
         for worker in self.roster:
-            surplus = worker.slot >= self.settings.workers or youngest.get(worker.slot) != worker.id
-            if surplus and worker.state in SERVING:
-                self.drain(worker, now, self.settings.graceful_timeout_s, quick=False)
-            elif surplus and worker.state in (FORKED, ONLINE):
-                self.stop_starting(worker, now, START_STOP_S)
+            if worker.state in HOLDS_SLOT:
+                slots.setdefault(worker.slot, []).append(worker)
+        for slot, workers in slots.items():
+            if slot in self.wanted and len(workers) == 1 and self.zygote_of(workers[0].generation) is not None:
+                continue
+            best, next_ = self._kept(workers) if slot in self.wanted else (None, None)
+            for worker in workers:
+                if worker is best or worker is next_:
+                    continue
+                if worker.state in SERVING:
+                    worker.replaced = best is not None and best.generation != worker.generation
+                    self.drain(worker, now, self.settings.graceful_timeout_s, quick=False)
+                elif worker.state in (FORKED, ONLINE):
+                    self.stop_starting(worker, now, START_STOP_S)
+
+    def _kept(self, workers: list[Worker]) -> tuple[Worker | None, Worker | None]:
+        """Of the workers of one slot: the one that serves, and the one that starts and is to take its place."""
+        target, committed = self.target, self.generation
+        serving = [worker for worker in workers if worker.state in SERVING]
+        starting = [w for w in workers if w.state in STARTING and self.zygote_of(w.generation) is not None]
+        best = max(serving, key=lambda w: (w.generation == target, w.generation == committed, w.id), default=None)
+        next_ = max(starting, key=lambda w: (w.generation == target, w.id), default=None)
+        if best is not None and next_ is not None:
+            follows = next_.id > best.id if next_.generation == best.generation else next_.generation == target
+            if not follows:
+                next_ = None
+        return best, next_
 
     def wind_down(self, worker: Worker, now: float) -> None:
         """The cluster stops: end this worker as its state allows. Repeating it only ever tightens the deadline."""
@@ -234,8 +208,9 @@ class Acts:
         if worker.state == ASKED:
             self.lose(worker, now)
             self.say("error", f"no worker came for slot {worker.slot}: the zygote did not answer")
-            if self.stopping is None:
-                self.out += self.zygote.give_up("it did not fork in time", now)
+            zygote = self.zygote_of(worker.generation)
+            if self.stopping is None and zygote is not None:
+                self.out += zygote.give_up("it did not fork in time", now)
         elif worker.state in (FORKED, ONLINE):
             text = f"was not ready {now - worker.started_at:.1f} s after its start"
             self.condemn(worker, BOOT_TIMEOUT, text, now)
@@ -280,6 +255,7 @@ class Acts:
             worker.info(now), exitcode=code, signal=signal, reason=death.reason, exited_after_disconnect=orderly
         )
         self.out.append(f.Announce("exit", info, death.text))
+        self._blame_candidate(worker, death, now)
         what = self._consequence(worker, death, now)
         level = "info" if death.account is Account.LEFT else "warning"
         self.say(level, f"Worker {worker.pid} died. {death.text}; {what}")
@@ -299,11 +275,27 @@ class Acts:
         if info is not None:
             self.bury(self.take_in(info, adopted_state(info.state), now), *self.roster.deaths[process], now)
 
+    def _blame_candidate(self, worker: Worker, death: Death, now: float) -> None:
+        """A worker that never became ready, or workers that crash again and again, condemn a new generation."""
+        reloading = self.reloading
+        if reloading is None or worker.generation != self.target:
+            return
+        if reloading.failure:
+            if death.account is Account.FAILED_START and reloading.deadline is not None:
+                reloading.deadline = now  # the old code does not start any more, and cannot be waited for
+            return
+        if worker.ready_at is None and not worker.stopped and death.account is not Account.LANE_TAKEN:
+            reloading.failure = worker.boot_text or f"a worker ended before it was ready: {death.text}"
+        elif death.account is Account.CRASH and self.slot(worker.slot).looping:
+            reloading.failure = f"its workers die again and again; the last one: {death.text}"
+
     def _consequence(self, worker: Worker, death: Death, now: float) -> str:
         """Put the death on its slot's account; returns what is done about it."""
         slot = self.slot(worker.slot)
         if self.stopping is not None:
             return "not replaced: the cluster is stopping"
+        if death.account is Account.FAILED_START and worker.generation != self.generation:
+            return f"generation {worker.generation} is given up"  # the reload's failure, not the slot's
         if death.account is Account.CRASH:
             slot.crashed_ready(now, now - worker.started_at)
         elif death.account is Account.LANE_TAKEN:
@@ -317,11 +309,11 @@ class Acts:
         self._give_up_if_hopeless(slot, death, now)
         if self.stopping is not None:
             return "not replaced: giving up"
-        if worker.slot >= self.settings.workers:
-            return f"not replaced: there is no slot {worker.slot} any more"
+        if worker.slot not in self.wanted:
+            return f"not replaced: slot {worker.slot} is closed"
         if not self.roster.is_free(worker.slot):
             return f"slot {worker.slot} has its replacement already"
-        if self.zygote.state != ZYGOTE_READY:
+        if self.zygote_for(worker.slot).state != ZYGOTE_READY:
             return f"replacing it in slot {worker.slot} as soon as there is a zygote"
         if slot.retry_at > now:
             return f"next attempt in {slot.retry_at - now:.1f} s"
@@ -333,8 +325,8 @@ class Acts:
             text = f"{self.crashes} workers have died, more than the restart limit of {limit}"
             self.fail(RestartLimitReached.exit_code, text, now)
         elif not self.ever_ready:
-            everywhere = all(self.slot(index).boot_failed for index in range(self.settings.workers))
-            if everywhere or slot.failures >= START_TRIES:
+            everywhere = all(self.slot(index).boot_failed for index in self.wanted)
+            if (everywhere and self.wanted) or slot.failures >= START_TRIES:
                 text = self.boot_text or f"no worker became ready; the last one ended with {death.text}"
                 self.fail(AppError.exit_code, text, now)
 
@@ -346,6 +338,11 @@ class Acts:
             return
         slot = self.slot(worker.slot)
         wait_s = slot.failed(now)
+        reloading = self.reloading
+        if reloading is not None and worker.generation == reloading.zygote.generation:
+            reloading.failed_forks += 1
+            if reloading.failed_forks >= START_TRIES:
+                reloading.failure = reloading.failure or f"its workers cannot be forked: {text}"
         self.say("error", f"no worker for slot {slot.index}: {text}; next attempt in {wait_s:.1f} s")
         if not self.ever_ready and slot.failures >= START_TRIES:
             self.fail(SpawnError.exit_code, f"cannot fork workers: {text}", now)
@@ -366,25 +363,16 @@ class Acts:
             return
         for worker in self.roster:
             self.wind_down(worker, now)
+        self.refuse_questions()
 
-    def is_degraded(self) -> bool:
-        """Less than what was asked for is running, because of crashes.
-
-        A crash that is being repaired at once does not count: it is what a cluster is for.
-        """
-        serving = {worker.slot for worker in self.roster if worker.state == READY}
-        return self.zygote.broken or any(
-            slot.looping or (slot.failures > 0 and index not in serving)
-            for index, slot in self._slots.items()
-            if index < self.settings.workers
-        )
-
-    def end_of_patience(self) -> float:
-        """When those that even SIGKILL does not end are left behind; infinite while somebody was not killed yet."""
-        patience_s = ORPHAN_KILL_S if self.launcher_gone else KILL_AGAIN_S
-        never = float("inf")
-        killed = [never if worker.killed_at is None else worker.killed_at for worker in self.roster]
-        return max(killed, default=-never) + patience_s
+    def refuse_questions(self) -> None:
+        """The cluster stops: nobody's wish is fulfilled any more, and whoever waits for an answer gets this one."""
+        reloading, self.reloading = self.reloading, None
+        waiting = [question.asker for question in self.early]
+        for askers in (reloading.askers if reloading is not None else {}, self.queued):
+            waiting += [asker for those in askers.values() for asker in those]
+        self.queued, self.early = {}, []
+        self.out += [f.Reply(asker, STOPPING_TEXT) for asker in waiting]
 
     def finish_if_over(self, now: float) -> None:
         """Finish when nobody is left, or only those that cannot be ended."""

@@ -22,7 +22,7 @@ SIGNAL_NAMES: Final = {
 SIGKILL, SIGTERM = 9, 15
 
 HUNG, BOOT_TIMEOUT, DRAIN_TIMEOUT = "hung", "boot timeout", "drain timeout"
-VOLUNTARY, BOOT_FAILED, LANE_TAKEN = "voluntary", "boot failed", "lane taken"
+VOLUNTARY, BOOT_FAILED, LANE_TAKEN, RELOAD = "voluntary", "boot failed", "lane taken", "reload"
 
 
 class Account(Enum):
@@ -79,7 +79,9 @@ def _drained(worker: Worker, code: int | None, signal: int | None, status: str) 
         text = f"left voluntarily ({worker.leaving})"
     else:
         text = "stopped while starting" if worker.stopped else "left as it was told"
-    return Death(Account.LEFT, VOLUNTARY, text if code in (0, None) else f"{text}, {status}")
+        text += " (reload)" if worker.replaced else ""
+    reason = RELOAD if worker.replaced and not worker.leaving else VOLUNTARY
+    return Death(Account.LEFT, reason, text if code in (0, None) else f"{text}, {status}")
 
 
 def _plain_reason(code: int | None, signal: int | None) -> str:

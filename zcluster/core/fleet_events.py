@@ -5,7 +5,7 @@ state of its own to perform it. Both are frozen; none carries a clock reading (`
 """
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 from msgspec import Struct
 
@@ -13,6 +13,7 @@ from zcluster.config import Config
 from zcluster.core.messages import Beat, WorkerInfo
 
 BOOT_FAILED_CODE = 3  # a worker that cannot load the application ends with it (errors.AppError)
+Asker = tuple[int, int, int]  # who waits for the Reply to which question: pid, its start, number of the question
 LANE_TAKEN_CODE = 75  # EX_TEMPFAIL of sysexits.h: another process holds the lock of the lane this worker was given
 
 
@@ -56,7 +57,7 @@ class Started(Struct, frozen=True):
 
     adopted: tuple[WorkerInfo, ...] = ()
     foreign_lanes: frozenset[int] = frozenset()  # locked by a process that is no worker of ours: never handed out
-    zygote_generation: int | None = None  # of the surviving zygote, None: there is none, ask for one
+    zygotes: tuple[int, ...] = ()  # generations of the zygotes that are alive
     departed: tuple[WorkerInfo, ...] = ()  # last owners of lanes nobody holds: they may have died between two masters
 
 
@@ -81,11 +82,12 @@ class ImportFailed(Struct, frozen=True):
 
 
 class ZygoteDied(Struct, frozen=True):
-    """A zygote has ended, for whatever reason."""
+    """A zygote has ended, for whatever reason, or could not be started (`why` says it then)."""
 
     generation: int
     code: int | None = None
     signal: int | None = None
+    why: str = ""
 
 
 class Synced(Struct, frozen=True):
@@ -189,9 +191,59 @@ class LaneTaken(Struct, frozen=True):
     id: int
 
 
+class Sized(Struct, frozen=True):
+    """Before Started: the slots that were open under the master before, and the environment of each."""
+
+    slots: tuple[int, ...]
+    env: Mapping[int, Mapping[str, str]] = {}
+
+
+class Committed(Struct, frozen=True):
+    """Before Started: the generation that served under the master before; the first one when it is not said."""
+
+    generation: int
+
+
+class Unfinished(Struct, frozen=True):
+    """Before Started: the master before died over a reload that these tokens stand for."""
+
+    tokens: tuple[str, ...]
+
+
+class Scale(Struct, frozen=True):
+    """Have so many slots open; `by` counts when `to` is None."""
+
+    asker: Asker
+    to: int | None = None
+    by: int = 0
+
+
+class Open(Struct, frozen=True):
+    """Open one slot more, for workers with this in their environment."""
+
+    asker: Asker
+    env: Mapping[str, str] = {}
+
+
+class Close(Struct, frozen=True):
+    """Close the slot of this worker; None: all slots."""
+
+    asker: Asker
+    worker: int | None = None
+
+
+class Reload(Struct, frozen=True):
+    """Introduce the code that is on disk now. The same token again is the same wish."""
+
+    asker: Asker
+    token: str
+
+
+Question = Scale | Open | Close | Reload
 FleetEvent = (
-    Started | ZygoteUp | Imported | ImportFailed | ZygoteDied | Synced | Forked | ForkFailed | Hello | Ready | Heard
-    | Leaving | BootFailed | Died | Vanished | Ticked | Lagged | Stop | LauncherGone | LaneTaken
+    Sized | Committed | Unfinished | Question | Started | ZygoteUp | Imported | ImportFailed | ZygoteDied | Synced
+    | Forked | ForkFailed | Hello | Ready | Heard | Leaving | BootFailed | Died | Vanished | Ticked | Lagged | Stop
+    | LauncherGone | LaneTaken
 )  # fmt: skip
 
 
@@ -223,9 +275,10 @@ class SaveNextId(Struct, frozen=True):
 
 
 class Fork(Struct, frozen=True):
-    """Ask the zygote for this worker (id, slot, lane, generation, restarts are set)."""
+    """Ask the zygote of its generation for this worker (id, slot, lane, generation, restarts are set)."""
 
     worker: WorkerInfo
+    env: Mapping[str, str] = {}
 
 
 class SendDrain(Struct, frozen=True):
@@ -276,7 +329,7 @@ class Reconnect(Struct, frozen=True):
 
 
 class Announce(Struct, frozen=True):
-    """Publish an Event of this kind: fork online listening disconnect exit error running."""
+    """Publish an Event of this kind: fork online listening disconnect exit error running reload."""
 
     kind: str
     worker: WorkerInfo | None = None
@@ -296,6 +349,39 @@ class Running(Struct, frozen=True):
     workers: int
 
 
+class EndZygote(Struct, frozen=True):
+    """Nobody needs the zygote of this generation any more: let go of it. It leaves by itself, or is killed."""
+
+    generation: int
+
+
+class Resize(Struct, frozen=True):
+    """Have the launcher keep it for the next master: the open slots, and the environment of each."""
+
+    slots: tuple[int, ...]
+    env: Mapping[int, Mapping[str, str]]
+
+
+class Commit(Struct, frozen=True):
+    """Have the launcher keep it: the generation that serves."""
+
+    generation: int
+
+
+class KeepReload(Struct, frozen=True):
+    """Have the launcher keep it: the tokens of those who asked for a reload that has not ended; none: it has."""
+
+    tokens: tuple[str, ...]
+
+
+class Reply(Struct, frozen=True):
+    """Answer a question; `error` empty on success."""
+
+    asker: Asker
+    error: str = ""
+    body: Mapping[str, Any] = {}
+
+
 class Finish(Struct, frozen=True):
     """Nothing is left: exit with this code."""
 
@@ -304,6 +390,6 @@ class Finish(Struct, frozen=True):
 
 
 FleetCommand = (
-    StartZygote | DumpZygote | KillZygote | SaveNextId | Fork | SendDrain | Refuse | Terminate | Dump | Kill
-    | Reconnect | Announce | Log | Running | Finish
+    StartZygote | DumpZygote | KillZygote | EndZygote | Resize | Commit | KeepReload | Reply | SaveNextId | Fork
+    | SendDrain | Refuse | Terminate | Dump | Kill | Reconnect | Announce | Log | Running | Finish
 )  # fmt: skip

@@ -4,7 +4,7 @@ Invariant (`check`): a lane belongs to at most one living worker; ids are unique
 slot never gets a third worker.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from zcluster.core.fleet_worker import HOLDS_SLOT, Worker
 from zcluster.core.messages import WorkerInfo
@@ -59,15 +59,15 @@ class Roster:
         there = [worker for worker in self.workers.values() if worker.slot == slot]
         return len(there) < PER_SLOT_MAX and not any(worker.state in HOLDS_SLOT for worker in there)
 
-    def vacant(self, slots: int) -> list[int]:
-        """The slots below `slots` that are free."""
+    def vacant(self, slots: Iterable[int]) -> list[int]:
+        """Those of the slots that are free."""
         full: set[int] = set()
         leaving: dict[int, int] = {}
         for worker in self.workers.values():
             leaving[worker.slot] = leaving.get(worker.slot, 0) + 1
             if worker.state in HOLDS_SLOT or leaving[worker.slot] >= PER_SLOT_MAX:
                 full.add(worker.slot)
-        return [slot for slot in range(slots) if slot not in full]
+        return [slot for slot in slots if slot not in full]
 
     def owner(self, lane: int) -> Worker | None:
         """The living worker of a lane."""

@@ -91,6 +91,7 @@ TRANSITIONS: Final[dict[tuple[str, str], str]] = {
 # lane is locked, and its slot not free, until it is dead.
 HOLDS_SLOT: Final = frozenset({ASKED, FORKED, ONLINE, READY, SUSPECT, HUNG})
 SERVING: Final = frozenset({READY, SUSPECT})
+STARTING: Final = frozenset({ASKED, FORKED, ONLINE})
 
 
 class IllegalTrigger(AssertionError):
@@ -109,9 +110,9 @@ class Worker:
     """What the master knows of one worker. Only the fleet that holds it writes to it."""
 
     __slots__ = (
-        "adopted", "announced", "beat", "deadline", "doomed", "generation", "gone_at", "healthy", "id",
-        "killed_at", "lane", "lane_taken", "last_heard", "leaving", "pid", "ready_at", "reconnect_at", "restarts",
-        "slot", "start", "started_at", "state", "stopped", "told_to_leave",
+        "adopted", "announced", "beat", "boot_text", "deadline", "doomed", "generation", "gone_at", "healthy", "id",
+        "killed_at", "lane", "lane_taken", "last_heard", "leaving", "pid", "ready_at", "reconnect_at", "replaced",
+        "restarts", "slot", "start", "started_at", "state", "stopped", "told_to_leave",
     )  # fmt: skip
 
     def __init__(self, info: WorkerInfo, now: float, state: str = ASKED) -> None:
@@ -132,6 +133,8 @@ class Worker:
         self.gone_at: float | None = None  # its process vanished, its status has not been told yet
         self.leaving = ""  # its own reason to leave
         self.told_to_leave = False  # by a Drain
+        self.replaced = False  # by one of another generation
+        self.boot_text = ""  # why it could not begin, in its own words
         self.lane_taken = False  # by another process: this one could not even begin
         self.stopped = False  # SIGTERM sent while it was starting
 

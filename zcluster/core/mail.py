@@ -17,7 +17,7 @@ from msgspec import Struct
 MEMBERS, TOPICS = "members", "topics"  # zmq topics of `pub`
 MASTER: Final = "master"  # where publications are sent
 PIECE_BYTES: Final = 64 << 10  # copied in some 10 us; 32 MiB are 512 of them
-PAYLOAD_MAX_BYTES: Final = 32 << 20
+PAYLOAD_MAX_BYTES: Final = (32 << 20) + 5  # 32 MiB of bytes or text, and what msgpack puts before them
 
 Kind = Literal["message", "request", "reply", "failure", "publish"]
 
@@ -40,7 +40,10 @@ class Mail(Struct, frozen=True, array_like=True, tag="mail"):
 
 
 class Got(Struct, frozen=True, array_like=True, tag="got"):
-    """Peer -> master -> peer, or master -> peer: all pieces of `to`'s stream to `sender` up to a number are here."""
+    """Peer -> master -> peer, or master -> peer: all pieces of `to`'s stream to `sender` up to a number are here.
+
+    Less than was said before: the receiver does not know this stream (any more), and its sender begins anew.
+    """
 
     sender: str  # who has received
     to: str

@@ -13,6 +13,7 @@ from msgspec import Raw, Struct
 
 from zcluster.core.mail import Got, Mail, Members, Missing, Publication, Replayed
 
+IN_MEMORY = "in memory"
 VERSION = 1  # first byte of every frame
 TOTALS, TICK, EVENTS = "totals", "tick", "events"  # the topics of `pub`; probes are "probe:" + link in hex
 
@@ -211,7 +212,8 @@ class Boot(Struct, frozen=True, array_like=True, tag="boot"):
     launcher_start: int
     generation: int = 0
     listener_fds: tuple[int, ...] = ()
-    kind: str = ""  # of a service
+    kind: str = ""  # of a service; of a master: IN_MEMORY when the app is, and cannot be imported
+    size: "Size | None" = None  # handle -> launcher: the slots to begin with; None: as many as are configured
 
 
 class Proceed(Struct, frozen=True, array_like=True, tag="proceed"):
@@ -261,6 +263,9 @@ class Size(Struct, frozen=True, array_like=True, tag="size"):
 
     slots: tuple[int, ...]
     env: dict[int, dict[str, str]] = {}  # by slot: what its workers have in their environment besides
+    answered: tuple[
+        tuple[int, int, int, Raw], ...
+    ] = ()  # the last who asked for it (core/questions), and the answers
 
 
 class Reload(Struct, frozen=True, array_like=True, tag="reload"):
@@ -276,7 +281,7 @@ class Commit(Struct, frozen=True, array_like=True, tag="commit"):
 
 
 class EndZygote(Struct, frozen=True, array_like=True, tag="end-zygote"):
-    """Master -> launcher: close its control socket; it leaves. (The master closes its copy.)"""
+    """Master -> launcher: close its control socket; it leaves, or is killed. (The master closes its copy.)"""
 
     generation: int
 
@@ -301,10 +306,11 @@ class Running(Struct, frozen=True, array_like=True, tag="running"):
 
 
 class Failed(Struct, frozen=True, array_like=True, tag="failed"):
-    """Any -> its starter: why it is about to exit with this code."""
+    """Any -> its starter: why it is about to exit with this code. Launcher -> master: no zygote could be started."""
 
     code: int
     text: str
+    generation: int = 0  # of that zygote
 
 
 # ---- master <-> zygote --------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ Invariant: every parcel put is returned exactly once, as received or as given up
 while its receiver may still be there.
 
 Who is there, the master says (`Members`). Ids of workers grow and are never used again, so a worker that is not named
-and whose id was given out is gone, for certain. A handle that is not named may be on its way from one master to the
-next: it is waited for.
+and whose id was given out is gone, for certain; so is a handle that this master has named before. Any other handle
+may be on its way from one master to the next: it is waited for. While there is no link to a master nobody is judged.
 """
 
 from collections import deque
@@ -27,6 +27,7 @@ BYTES_MAX: Final = 64 << 20
 ABSENT_S: Final = 5.0
 # What was published reliably may have been lost with the master that took it; published again if it was so lately.
 # A master's death is noticed in milliseconds, its successor is there within a second.
+GONE_MAX: Final = 1000  # handles that have ended, to be told at once; of an older one it is told after ABSENT_S
 KEEP_S: Final = 5.0
 KEEP_MAX: Final = 1024
 KEEP_MAX_BYTES: Final = 8 << 20
@@ -41,8 +42,11 @@ class Post:
         self.count = 0  # of messages kept
         self.bytes = 0
         self.failed: list[tuple[Parcel, str]] = []  # given up, with the reason; the owner takes them
+        self.spread: list[tuple[int, int]] = []  # tickets that were parked, to how many they go; the owner takes them
         self._streams: dict[str, Outgoing] = {}
+        self._is_linked = False
         self._absent: dict[str, float] = {}  # receivers that are not named, since when
+        self._gone: dict[str, None] = {}  # handles that have ended
         self._begun = 0  # streams
         self._parked: deque[Parcel] = deque()  # for the handles, while there is none
         self._kept: deque[tuple[float, Parcel]] = deque()  # reliable publications, by when they were taken
@@ -60,7 +64,9 @@ class Post:
             if int(rest) in self.members.workers:
                 return True
             return None if int(rest) >= self.members.next_id else False
-        return True if name in self.members.handles else None
+        if name in self.members.handles:
+            return True
+        return False if name in self._gone else None
 
     def workers(self, *, slot: int | None = None) -> list[int]:
         """Ids of the workers that are ready, of one slot or of all."""
@@ -69,19 +75,26 @@ class Post:
         return [id_ for id_, (its, ready) in self.members.workers.items() if ready and slot in (None, its)]
 
     def learn(self, members: Members, now: float) -> None:
-        """Somebody came, left, or became ready."""
-        before, self.members = self.members, members
+        """Somebody came, left, or became ready. What was said before what is known already is ignored."""
+        before = self.members
+        if before is not None and (members.epoch, members.number) <= (before.epoch, before.number):
+            return  # a snapshot and a publication overtake one another
+        self.members = members
+        if before is not None and before.epoch == members.epoch:
+            self._gone.update(dict.fromkeys(name for name in before.handles if name not in members.handles))
+            while len(self._gone) > GONE_MAX:
+                del self._gone[next(iter(self._gone))]
         for name, stream in list(self._streams.items()):
-            self._judge(name, stream, now)
+            self._judge(name, now)
             if name in self._streams and before is not None and _arrived(name, before, members):
                 stream.again(now)  # what was sent before it listened is waiting for its question
         if members.handles:
             parked, self._parked = self._parked, deque()
             for parcel in parked:
                 self._drop(parcel)
-                self.put(HANDLES, parcel, now, force=True)
+                self.spread.append((parcel.ticket, self.put(HANDLES, parcel, now, force=True)))
 
-    def _judge(self, name: str, stream: Outgoing, now: float) -> None:
+    def _judge(self, name: str, now: float) -> None:
         there = self.is_there(name)
         if there:
             self._absent.pop(name, None)
@@ -89,7 +102,7 @@ class Post:
             self._give_up(name, f"{name} has ended")
         else:
             since = self._absent.setdefault(name, now)
-            if now >= since + ABSENT_S:
+            if self._is_linked and now >= since + ABSENT_S:
                 self._give_up(name, f"there is no {name}, or it has ended")
 
     def _give_up(self, name: str, reason: str) -> None:
@@ -166,6 +179,9 @@ class Post:
         stream = self._streams.get(got.sender)
         if stream is None:
             return []
+        if stream.is_forgotten(got.stream, got.upto):
+            self._renew(got.sender, stream)
+            return []
         done = stream.got(got.stream, got.upto, got.room, now)
         for parcel in done:
             self._drop(parcel)
@@ -175,6 +191,13 @@ class Post:
         self._prune(now)
         return done
 
+    def _renew(self, name: str, stream: Outgoing) -> None:
+        """Begin anew with what the receiver, or the next master, does not have."""
+        del self._streams[name]
+        fresh = self._stream(name)
+        for parcel in stream.parcels():
+            fresh.put(parcel)
+
     def _prune(self, now: float) -> None:
         kept = self._kept
         while kept and (kept[0][0] < now - KEEP_S or len(kept) > KEEP_MAX or self._kept_bytes > KEEP_MAX_BYTES):
@@ -182,7 +205,10 @@ class Post:
 
     def linked(self, now: float, *, new_master: bool) -> None:
         """The link is new, and perhaps the master: what was on the way may be lost."""
+        self._is_linked = True
         self._absent = dict.fromkeys(self._absent, now)
+        for parcel in self._parked:
+            parcel.began = now
         for name, stream in self._streams.items():
             if name != MASTER or not new_master:
                 stream.again(now)
@@ -202,20 +228,26 @@ class Post:
             for parcel in [*again, *open_]:
                 stream.put(parcel)
 
+    def parted(self) -> None:
+        """There is no link: nothing can be sent, and nobody's absence means anything."""
+        self._is_linked = False
+
     @property
     def due(self) -> float:
         """When `expire` is to be called at the latest."""
+        if not self._is_linked:
+            return float("inf")
         due = min((stream.due for stream in self._streams.values()), default=float("inf"))
         waiting = [*self._absent.values(), *(parcel.began for parcel in list(self._parked)[:1])]
         return min(due, min(waiting) + ABSENT_S) if waiting else due
 
     def expire(self, now: float) -> None:
         """Time has passed."""
+        if not self._is_linked:
+            return
         for name, stream in list(self._streams.items()):
-            if self.is_there(name):
-                stream.expire(now)
-            else:
-                self._judge(name, stream, now)
+            self._judge(name, now)
+            stream.expire(now)
         while self._parked and now >= self._parked[0].began + ABSENT_S:
             parcel = self._parked.popleft()
             self._drop(parcel)

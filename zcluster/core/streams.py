@@ -57,6 +57,7 @@ class Outgoing:
         self._highest = 0  # in any round: what is acknowledged may be of one before
         self._acked = 0
         self._limit = WINDOW_PIECES  # the receiver has room up to this number
+        self._shut = False  # the receiver has said that it has no room: what was on the way is thrown away
         self._probing = False  # one piece only, until it is answered
         self._pause_s = RETRY_S
         self.due = float("inf")  # when `expire` is to be called
@@ -106,16 +107,23 @@ class Outgoing:
         if self._sent == parcel.first + parcel.pieces - 1:
             self._cursor += 1
 
+    def is_forgotten(self, stream: int, upto: int) -> bool:
+        """Whether the receiver has less than it once had: it does not remember this stream, which must begin anew."""
+        return stream == self.stream and upto < self._acked
+
     def got(self, stream: int, upto: int, room: int, now: float) -> list[Parcel]:
         """The receiver has everything up to a number; return the messages that are done."""
         if stream != self.stream or not self._acked <= upto <= self._highest:
-            return []  # of a stream before this one, or late
+            return []  # of a stream before this one
+        reopened = self._shut and room > 0
+        self._shut = room <= 0
         if upto > self._acked:
             self._acked, self._pause_s, self._probing = upto, RETRY_S, False
-        elif self._probing and room:  # it says where it stands: go on from there
-            self._probing = False
+        elif self._probing and room > 0:  # it says where it stands: go on from there
+            self._probing, reopened = False, True
+        self._limit = upto + max(0, min(room, WINDOW_PIECES))
+        if reopened:
             self._go_back()
-        self._limit = upto + min(room, WINDOW_PIECES)
         done = []
         while self._head < self._tail:
             parcel = self._parcels[self._head]
@@ -163,23 +171,30 @@ class Incoming:
     def __init__(self) -> None:
         self.stream = 0
         self.upto = 0  # all pieces up to this number are here
-        self.owed = False  # an acknowledgement
         self.bytes = 0  # of a message that is not complete
         self._parts: list[bytes] = []
         self._too_large = False
+
+    def meet(self, mail: Mail) -> bool:
+        """Note of which stream a piece is; false when that is one before this one, and deserves no answer."""
+        if mail.stream < self.stream:
+            return False
+        if mail.stream > self.stream:
+            self.stream, self.upto = mail.stream, 0
+            self._parts, self.bytes, self._too_large = [], 0, False
+        return True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a message has begun and not ended."""
+        return bool(self._parts)
 
     def take(self, mail: Mail) -> bytes | None:
         """Take a piece; return the whole body when it completes its message. What comes twice, or too early, is not.
 
         A message that grows beyond what may be sent (no sender of ours does that) is thrown away.
         """
-        if mail.stream < self.stream:
-            return None
-        if mail.stream > self.stream:
-            self.stream, self.upto = mail.stream, 0
-            self._parts, self.bytes, self._too_large = [], 0, False
-        self.owed = True
-        if mail.number != self.upto + 1:
+        if not self.meet(mail) or mail.number != self.upto + 1:
             return None
         self.upto += 1
         if not self._parts and not mail.more:

@@ -6,8 +6,10 @@ that it does not deliver it says so, by topic, unless it was not following when 
 Theory of operation. The master numbers all pieces of all topics in one count, so any loss is a hole in it, seen at
 the next publication or at the next tick, which carries the last number. A subscriber waits behind the hole and asks
 (Missing); the master sends what it still has of reliable topics once more, and then says what of that stretch it
-has not (Replayed). A new master begins a new count. What was on its way through the old one is published again by
-its sender, with the serial it had: serials of one sender on one topic only grow, which tells what was here already.
+has not (Replayed). A new master begins a new count, and all of it is ours, also what it published before we joined.
+What was on its way through the old one is published again by its sender, with the serial it had. Serials of a sender
+only grow, and have no holes: that tells what was here already, and (of a sender that was heard before) what the old
+master took with it.
 """
 
 from collections import deque
@@ -18,7 +20,7 @@ from zcluster.core.mail import PAYLOAD_MAX_BYTES, Missing, Publication, Replayed
 
 ASK_AGAIN_S: Final = 0.2  # an answer takes a millisecond; a link that was replaced meanwhile loses the question
 HELD_MAX: Final = 2048  # pieces that wait behind a hole: 128 MiB at the very worst; others are asked for later
-SEEN_MAX: Final = 20_000  # pairs of topic and sender whose last serial is known; the oldest is forgotten
+SEEN_MAX: Final = 20_000  # senders whose last serial is known; the one not heard of for longest is forgotten
 PARTIAL_MAX_BYTES: Final = 4 * PAYLOAD_MAX_BYTES  # of messages that are not complete, of all senders together
 # The master's memory: some seconds of a busy cluster. Bodies are kept of reliable topics only.
 RING_MAX: Final = 8192
@@ -37,7 +39,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """So many messages (or pieces) on this topic will not come; topic "": nobody knows on which."""
+    """So many messages on this topic will not come; topic "": nobody knows on which, and pieces may be counted."""
 
     topic: str
     count: int
@@ -86,7 +88,7 @@ class Ring:
             publication, kept = self._frames[number - start]
             if kept:
                 again.append(publication)
-            else:
+            elif not publication.more:  # a message is counted where it ends
                 lost[publication.topic] = lost.get(publication.topic, 0) + 1
             if len(again) == REPLAY_MAX:
                 last = number
@@ -96,7 +98,7 @@ class Ring:
 
 def _slim(publication: Publication) -> Publication:
     """The same without its body."""
-    return Publication(publication.epoch, publication.number, "", publication.serial, publication.topic, b"")
+    return Publication(publication.epoch, publication.number, "", 0, publication.topic, b"", more=publication.more)
 
 
 class Subscriber:
@@ -109,8 +111,11 @@ class Subscriber:
         self._head = 0  # the last number known to exist
         self._held: dict[int, Publication] = {}
         self._asked_at = float("-inf")
+        self._asked_upto = 0  # the last number asked for
         self._since = float("inf")  # following from then on
-        self._seen: dict[tuple[str, str], int] = {}  # topic, sender -> last serial
+        self._seen: dict[str, int] = {}  # sender -> last serial
+        self._unsure: set[str] = set()  # senders not heard of since the last master ended
+        self._unclaimed = 0  # lost in this count; some of them may be what those senders' serials will show missing
         self._partial: dict[str, tuple[int, list[bytes], int]] = {}  # sender -> serial, pieces and their bytes so far
         self._partial_bytes = 0
 
@@ -120,24 +125,30 @@ class Subscriber:
         return self._asked_at + ASK_AGAIN_S if self._head > self.upto else float("inf")
 
     def joined(self, epoch: int, head: int, now: float) -> None:
-        """A master's count stands at `head`: what comes after it is ours, and what is missing of the same count."""
+        """A master's count stands at `head`. Of the first one what comes after that is ours; of others, all."""
         if self._since == float("inf"):
-            self._since = now
-        self._head = max(self._head, head)
-        if epoch != self.epoch:
-            self.epoch, self.upto, self._head = epoch, head, head
+            self._since, self.upto = now, head
+        elif epoch != self.epoch:
+            self.upto, self._head = 0, 0
             self._held.clear()
             self._partial.clear()
-            self._partial_bytes = 0
-        self._asked_at = float("-inf")
+            self._partial_bytes = self._unclaimed = 0
+            self._unsure = set(self._seen)
+        self.epoch = epoch
+        self._head = max(self._head, head)
+        self._asked_at, self._asked_upto = float("-inf"), 0
 
     def ask(self, now: float) -> Missing | None:
         """The question to ask now about what is missing, None when there is none."""
         if self._head <= self.upto or now < self._asked_at + ASK_AGAIN_S:
             return None
         self._asked_at = now
-        last = min(self._held, default=self._head + 1) - 1
-        return Missing(self.upto + 1, max(last, self.upto + 1))
+        self._asked_upto = min(self._held, default=self._head + 1) - 1
+        return Missing(self.upto + 1, self._asked_upto)
+
+    def expects(self, publication: Publication) -> bool:
+        """Whether it was asked for; so there is room for it: an answer has at most REPLAY_MAX pieces."""
+        return publication.epoch == self.epoch and self.upto < publication.number <= self._asked_upto
 
     def heads(self, epoch: int, head: int) -> None:
         """The master's tick: the last number of its count."""
@@ -151,7 +162,7 @@ class Subscriber:
             return []
         self._head = max(self._head, number)
         if number > self.upto + 1:
-            if len(self._held) < HELD_MAX:
+            if len(self._held) < HELD_MAX or self.expects(publication):
                 self._held[number] = publication
             return []
         out: list[Published | Lost] = []
@@ -171,6 +182,7 @@ class Subscriber:
             if held is not None:
                 self._process(held, out)
         for topic, count in answer.lost.items():
+            self._unclaimed += count
             self._lose(topic, count, out)
         self._asked_at = float("-inf")
         self._release(out)
@@ -183,30 +195,40 @@ class Subscriber:
 
     def _process(self, publication: Publication, out: list[Published | Lost]) -> None:
         """Put a piece to its message; the whole message is delivered unless it was here before."""
-        key, sender = (publication.topic, publication.sender), publication.sender
-        seen = self._seen.get(key, 0)
+        sender = publication.sender
+        seen = self._seen.get(sender, 0)
         if publication.serial <= seen or (publication.at and not seen and publication.at <= self._since):
             return
+        if sender in self._unsure:
+            self._unsure.discard(sender)
+            gone = publication.serial - seen - 1
+            claimed = min(gone, self._unclaimed)
+            self._unclaimed -= claimed
+            if gone > claimed:
+                self._lose("", gone - claimed, out)
         serial, parts, size = self._partial.pop(sender, (0, [], 0))
         self._partial_bytes -= size
         if serial != publication.serial:
             parts, size = [], 0  # of one that its sender never ended: it begins again, with a new master
-        if publication.part != len(parts) or self._partial_bytes > PARTIAL_MAX_BYTES:
-            self._see(key, publication.serial)  # a piece is missing: the rest is of no use
-            self._lose(publication.topic, 1, out)
+        if publication.part != len(parts):  # a piece is missing: the rest is of no use
+            if not publication.more:  # counted where it ends, here as by the master
+                self._see(sender, publication.serial)
+                self._lose(publication.topic, 1, out)
             return
         parts.append(publication.body)
         if publication.more:
             size += len(publication.body)
             self._partial[sender] = (publication.serial, parts, size)
             self._partial_bytes += size
+            while self._partial_bytes > PARTIAL_MAX_BYTES:  # of a sender that was killed, most likely
+                self._partial_bytes -= self._partial.pop(next(iter(self._partial)))[2]
             return
-        self._see(key, publication.serial)
+        self._see(sender, publication.serial)
         out.append(Published(sender, publication.topic, parts[0] if len(parts) == 1 else b"".join(parts)))
 
-    def _see(self, key: tuple[str, str], serial: int) -> None:
-        self._seen.pop(key, None)  # to the end: the pair heard of last is forgotten last
-        self._seen[key] = serial
+    def _see(self, sender: str, serial: int) -> None:
+        self._seen.pop(sender, None)  # to the end: the one heard of last is forgotten last
+        self._seen[sender] = serial
         if len(self._seen) > SEEN_MAX:
             del self._seen[next(iter(self._seen))]
 

@@ -26,6 +26,7 @@ import contextlib
 import io
 import socket
 import time
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from .body import READ_AHEAD_BYTES, Intake, Stream
@@ -129,6 +130,21 @@ class Connection(Wire):
     def advance(self, data: bytes) -> None:
         """Answer what is complete in `data`, keep the rest. Relieved when the loop was lost on the way."""
         shared = self._shared
+        if data.endswith(END):
+            environ = self._base.copy()
+            environ["REMOTE_ADDR"] = self._peer_host
+            environ["REMOTE_PORT"] = self._peer_port
+            try:
+                flags = shared.parser.parse_ordinary(data, environ)
+            except Refusal as refusal:
+                self.refuse(refusal)
+                return
+            if not flags:
+                self.buffer = b""
+                self._scanned = 0
+                environ["wsgi.input"] = BytesIO()
+                self._start(Exchange(self, shared, environ, 0))
+                return
         turns = 1
         while True:
             end = data.find(END, self._scanned) + 4
@@ -169,8 +185,9 @@ class Connection(Wire):
         crew = shared.crew
         self.exchange = exchange
         self.state = WORK
-        aside = exchange.stream is not None or (shared.predictor.active and exchange.will_block())
-        if aside and crew.give(exchange):
+        if (exchange.stream is not None or (shared.predictor.active and exchange.will_block())) and crew.give(
+            exchange
+        ):
             return
         exchange.tenure = tenure = crew.inline
         tenure.append(exchange)
@@ -189,7 +206,6 @@ class Connection(Wire):
         # The rule, without the questions of `settle`.
         self.exchange = None
         crew.beat += 1
-        shared.stats.requests += 1
         self.state = IDLE
         self.deadline = exchange.ended + shared.keep_alive_s
 
@@ -285,7 +301,6 @@ class Connection(Wire):
         assert exchange is not None
         self.exchange = None
         shared.crew.beat += 1
-        shared.stats.requests += 1
         if exchange.stream is not None:
             self.buffer = exchange.stream.rest
         if self.broken or self.cut:

@@ -64,7 +64,7 @@ class Crew:
         self.inline: list[Job] = []  # what the leader runs itself, at most one
         self.off_loop: set[Job] = set()  # what other threads run
         self.resting = threads > 1  # the monitor, if there is one; written by itself and by the leader that wakes it
-        self.beat = 0  # requests finished; the leader's to count
+        self.beat = 0  # requests finished, whatever their status; the leader's to count
         # Who may wait for a client: half of the threads, so that the others are there for requests that block for
         # other reasons. None where there are one or two: one leads, and the only other one waits for nobody.
         self._patience: list[int] = [0] * (threads // 2 if threads > 2 else 0)

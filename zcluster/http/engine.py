@@ -61,7 +61,7 @@ class Engine:
     ) -> None:
         limits = limits or Limits()
         self._crew = crew = Crew(threads, self._lead, "zcluster-http")
-        self.stats = Stats(crew.running)
+        self.stats = Stats(crew.running, lambda: crew.beat)
         self._tick = tick
         self._on_exit = on_exit
         self._log = log or logging.getLogger("zcluster.http")

@@ -15,8 +15,8 @@ import contextlib
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable
+from time import monotonic, thread_time
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 from wsgiref.types import WSGIEnvironment
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
 _BODILESS = frozenset({"204", "304"})
+PATIENT, LAST_RESORT = 1, 2  # may wait for the client; may, because nothing else is left
 JOIN_BYTES = 16384  # up to here copying the body behind its head is cheaper than a second buffer in the call
 
 
@@ -44,7 +45,7 @@ class Exchange:
     """One request and its response; lives in one thread."""
 
     __slots__ = (
-        "_chunked", "_connection", "_cpu_s", "_given", "_last_resort", "_left", "_patient", "_shared", "_trimmed",
+        "_chunked", "_connection", "_cpu_s", "_given", "_left", "_patience", "_shared", "_trimmed",
         "bodiless", "body", "complete", "done", "ended", "environ", "fields", "flags", "method", "path", "sent",
         "sent_bytes", "started", "status_line", "stream", "tenure",
     )  # fmt: skip
@@ -70,8 +71,7 @@ class Exchange:
         self._connection = connection
         self._shared = shared
         self.status_line = ""
-        self._patient = stream is not None  # may wait for the client
-        self._last_resort = False  # may, because nothing else is left
+        self._patience = 0 if stream is None else PATIENT
         self._cpu_s = 0.0
 
     @property
@@ -92,15 +92,17 @@ class Exchange:
                 exc_info = None  # a cycle through the traceback otherwise
         elif self.status_line:
             raise RuntimeError("start_response was called twice; the second time needs exc_info")
-        line = LINES.get(status) or status_line(status)
+        line = LINES.get(status)
+        bodiless = self.method == "HEAD"
+        if line is None:  # 204, 304, or none of the registered ones
+            line = status_line(status)
+            bodiless = bodiless or status[:3] in _BODILESS
         self.fields, self._left, self._given, close = take_fields(headers)
         if close:
             self.flags |= CLOSE
-        self.bodiless = self.method == "HEAD"
-        if status[:3] in _BODILESS:
-            self.bodiless = True
-            if status[:3] == "204":
-                self._left = -1  # RFC 9110, 8.6: a 204 has no Content-Length
+        self.bodiless = bodiless
+        if bodiless and status[:3] == "204":
+            self._left = -1  # RFC 9110, 8.6: a 204 has no Content-Length
         self.status_line = line
         return self.write
 
@@ -117,15 +119,16 @@ class Exchange:
             if head:
                 self._connection.write(head)
             return
+        size = len(data)
         if self._left >= 0:
-            if len(data) > self._left:
+            if size > self._left:
                 self._trimmed = True
-                data = data[: self._left]
-            self._left -= len(data)
-        self.sent_bytes += len(data)
+                data, size = data[: self._left], self._left
+            self._left -= size
+        self.sent_bytes += size
         if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        if len(data) <= JOIN_BYTES:
+            data = b"%x\r\n%b\r\n" % (size, data)
+        if size <= JOIN_BYTES:
             data = head + data
             if data:
                 self._connection.write(data)
@@ -142,6 +145,14 @@ class Exchange:
             # What is left of a body nobody reads would be taken for the next request; and who knows how much it is?
             self.flags |= CLOSE
         self._chunked = self._trimmed = False
+        now = self.ended or monotonic()
+        if now >= shared.date_until:
+            shared.refresh_date(now)
+        if self._left >= 0 and not (self.flags or self._given):  # the rule: what follows would write the same
+            text = f"{self.status_line}{shared.date_and_server}{self.fields}Content-Length: {self._left}\r\n\r\n"
+            head = text.encode("latin-1")
+            self.sent = True
+            return head
         framing = ""
         if self._left >= 0:
             framing = f"Content-Length: {self._left}\r\n"
@@ -156,9 +167,6 @@ class Exchange:
         else:
             self._chunked = True
             framing = "Transfer-Encoding: chunked\r\n"
-        now = self.ended or time.monotonic()
-        if now >= shared.date_until:
-            shared.refresh_date(now)
         if not self._given:
             ours = shared.date_and_server
         else:
@@ -213,7 +221,7 @@ class Exchange:
             close = getattr(result, "close", None)
             if close is not None:
                 close()
-            self.ended = now = time.monotonic()
+            self.ended = now = monotonic()
             if now - self.started >= LONG_S or self._cpu_s:
                 self._learn(now)
 
@@ -256,35 +264,35 @@ class Exchange:
         shared = self._shared
         guess = shared.predictor.guess(self.method, self.path)
         if guess == UNSURE:
-            self._cpu_s = time.thread_time()
+            self._cpu_s = thread_time()
         return guess == SURELY_SLOW and shared.crew.many
 
     def may_wait(self, *, last_resort: bool = False) -> bool:
         """The client is slow: whether this thread may wait for it, instead of leaving the rest to a file."""
         crew = self._shared.crew
-        if not (self._patient or self._last_resort) and crew.take_patience(last_resort=last_resort):
+        if not self._patience and crew.take_patience(last_resort=last_resort):
             if not crew.many or crew.step_down(self.tenure):
-                self._patient, self._last_resort = not last_resort, last_resort
+                self._patience = LAST_RESORT if last_resort else PATIENT
             else:
                 crew.give_patience(last_resort=last_resort)
-        return self._patient or self._last_resort
+        return bool(self._patience)
 
     def perform(self) -> None:
         """Run in a thread that does not lead, and give the connection back to the loop."""
-        self._cpu_s = time.thread_time()
+        self._cpu_s = thread_time()
         self.serve()
         self._shared.come_back(self._connection)
 
     def serve(self) -> None:
         """Run the application. Raises nothing of the user's, and leaves the end of the connection to the loop."""
         shared = self._shared
-        self.started = time.monotonic()
+        self.started = started = monotonic()
         try:
             try:
                 result = shared.app(self.environ, self.start_response)
                 if (type(result) is list or type(result) is tuple) and not self.sent:
-                    self.ended = now = time.monotonic()
-                    if now - self.started >= LONG_S or self._cpu_s:
+                    self.ended = now = monotonic()
+                    if now - started >= LONG_S or self._cpu_s:
                         self._learn(now)
                     whole = len(result) == 1 and type(result[0]) is bytes  # the rule; join() says what is wrong
                     self._send_whole(result[0] if whole else b"".join(result))
@@ -292,10 +300,9 @@ class Exchange:
                     self._send_pieces(result)
             except BaseException as error:  # user code was called: whatever it is, it ends this request only
                 failures.ended_by(self, self._connection, shared, error)
+                self.ended = self.ended or monotonic()
             if shared.forked:
                 failures.end_child(self, None)
-            if not self.ended:
-                self.ended = time.monotonic()
             if shared.access is not None:
                 if not self.status_line:  # it never came so far, and its client has gone
                     self.status_line, self.fields = failures.LINE_GONE, ""
@@ -311,13 +318,13 @@ class Exchange:
             # unwritten, where the application wrote into it, is nobody's.
             with contextlib.suppress(BufferError, ValueError, OSError):
                 self.body.close()
-        if self.stream is not None:
-            self.stream.close()  # itself too: detached, it would read on in a socket that is the loop's again
+            if self.stream is not None:
+                self.stream.close()  # itself too: detached, it would read on in a socket that is the loop's again
         # Werkzeug's request and its environ refer to each other: without this only the garbage collector would free
         # them, and with them uploaded files. 1.3 us of CPU per request less.
         self.environ.pop("werkzeug.request", None)
-        if self._patient or self._last_resort:
-            shared.crew.give_patience(last_resort=self._last_resort)
+        if self._patience:
+            shared.crew.give_patience(last_resort=self._patience == LAST_RESORT)
         self.done = True
 
     def _learn(self, now: float) -> None:
@@ -329,7 +336,7 @@ class Exchange:
         elif self.tenure is not None and not self.tenure:
             slow = True  # the loop was taken away from it
         elif self._cpu_s or elapsed_s >= HOG_S:
-            slow = is_slow(elapsed_s, time.thread_time() - self._cpu_s)
+            slow = is_slow(elapsed_s, thread_time() - self._cpu_s)
         else:
             predictor.suspect(self.method, self.path, now)  # did it wait or compute? The next one of its kind tells
             return

@@ -32,8 +32,10 @@ _KINDS = {spelling: _SPECIAL.get(name.lower(), _ORDINARY) for name in _COMMON fo
 _ends_line = re.compile(r"[\r\n\0]").search
 _is_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _is_status = re.compile(r"[2-5][0-9]{2}(?: [\t -~\x80-\xff]*)?").fullmatch
-LINES = {
-    f"{status} {status.phrase}": f"HTTP/1.1 {status} {status.phrase}\r\n" for status in HTTPStatus if status >= 200
+LINES = {  # of responses that have a body
+    f"{status} {status.phrase}": f"HTTP/1.1 {status} {status.phrase}\r\n"
+    for status in HTTPStatus
+    if status >= 200 and status not in (204, 304)
 }
 
 
@@ -64,12 +66,9 @@ def _kind(name: str) -> int:
 
 def status_line(status: str) -> str:
     """The first line for a WSGI status; ValueError when it is none."""
-    line = LINES.get(status)
-    if line is None:
-        if not _is_status(status):
-            raise ValueError(f"{status!r} is not a response status such as '200 OK'")
-        line = f"HTTP/1.1 {status:<4}\r\n"  # the blank stays when there is no phrase
-    return line
+    if not _is_status(status):
+        raise ValueError(f"{status!r} is not a response status such as '200 OK'")
+    return f"HTTP/1.1 {status:<4}\r\n"  # the blank stays when there is no phrase
 
 
 def take_fields(headers: Iterable[tuple[str, str]]) -> tuple[str, int, int, bool]:

@@ -1,7 +1,7 @@
 """What an engine is doing, as another thread of the process may read it.
 
 Invariant: only the thread that leads writes; every attribute is a plain number (or a dict of a fixed vocabulary), so
-a reader needs no lock and at worst sees the value of a moment ago. What runs is looked up when it is asked for.
+a reader needs no lock and at worst sees the value of a moment ago. What the crew knows is asked of it.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,23 +13,28 @@ class Stats:
     """Live figures of one engine; times are `time.monotonic()` seconds."""
 
     __slots__ = (
+        "_finished",
         "_running",
         "connections",
         "failures",
         "headers_dropped",
         "loop_tick",
         "refused",
-        "requests",
     )
 
-    def __init__(self, running: Callable[[], Iterable[Job]]) -> None:
+    def __init__(self, running: Callable[[], Iterable[Job]], finished: Callable[[], int] = int) -> None:
         self._running = running
-        self.requests = 0  # completed, whatever their status
+        self._finished = finished
         self.connections = 0  # open
         self.loop_tick = 0.0  # when the loop last came round
         self.failures = 0  # internal errors of the engine itself: a bug of ours, logged
         self.headers_dropped = 0  # header fields with an underscore in their name
         self.refused: dict[str, int] = {}  # requests the application never saw, by reason
+
+    @property
+    def requests(self) -> int:
+        """Requests completed, whatever their status."""
+        return self._finished()
 
     @property
     def inflight(self) -> int:

@@ -50,13 +50,13 @@ class Writer:
         out = self.out
         try:
             if out is None:
+                size = len(data)
                 try:
                     # a large body is not copied behind its head
                     sent = self.sock.sendmsg((data, more)) if more else self.sock.send(data)
                 except BlockingIOError:
                     sent = 0
-                size = len(data)
-                if sent == size + len(more):
+                if (sent == size and not more) or sent == size + len(more):
                     return
                 out = self.out = Outbox(tls=self.tls)
                 if sent >= size:

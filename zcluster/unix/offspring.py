@@ -25,12 +25,15 @@ class Child:
     since: float
 
 
-def exec_child(role: str, name: str, boot: Boot, fds: Sequence[int], now: float) -> Child:
-    """Start a fresh interpreter; raises SpawnError when the machine refuses."""
+def exec_child(role: str, name: str, boot: Boot, fds: Sequence[int], now: float, output_fd: int = -1) -> Child:
+    """Start a fresh interpreter, its output going to `output_fd` (-1: where ours goes).
+
+    Raises SpawnError when the machine refuses.
+    """
     ours, theirs = _pair(role)
     try:
         with theirs:
-            pid, start = process.spawn(role, [theirs.fileno(), *fds], name=name)
+            pid, start = process.spawn(role, [theirs.fileno(), *fds], name=name, output_fd=output_fd)
     except SpawnError:
         ours.close()
         raise
@@ -38,8 +41,11 @@ def exec_child(role: str, name: str, boot: Boot, fds: Sequence[int], now: float)
     return Child(pid, start, ours, now)
 
 
-def fork_child(main: Callable[[int], int], boot: Boot, fds: Sequence[int], now: float) -> Child:
-    """Fork; the child keeps only `fds` and ends with the result of `main(control fd)`. Raises SpawnError."""
+def fork_child(main: Callable[[int], int], boot: Boot, fds: Sequence[int], now: float, output_fd: int = -1) -> Child:
+    """Fork; the child keeps only `fds` and ends with the result of `main(control fd)`. Raises SpawnError.
+
+    Its output goes to `output_fd` (-1: where ours goes).
+    """
     ours, theirs = _pair("forked")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, process.BLOCKED)
     try:
@@ -51,6 +57,9 @@ def fork_child(main: Callable[[int], int], boot: Boot, fds: Sequence[int], now: 
         raise SpawnError(f"cannot fork the zygote: {error.strerror}") from error
     if pid == 0:
         os.setpgid(0, 0)
+        if output_fd >= 0:
+            os.dup2(output_fd, 1)
+            os.dup2(output_fd, 2)
         control_fd = theirs.detach()
         process.close_fds_but((0, 1, 2, control_fd, *fds))
         os._exit(main(control_fd))

@@ -199,11 +199,12 @@ def close_fds_but(kept: Iterable[int]) -> None:
             pass  # the descriptor of the listing itself
 
 
-def spawn(role: str, fds: Sequence[int], *, name: str) -> tuple[int, int]:
+def spawn(role: str, fds: Sequence[int], *, name: str, output_fd: int = -1) -> tuple[int, int]:
     """Exec a fresh interpreter as `role`, with `fds` inherited (under their own numbers from 3 on); (pid, start).
 
     It starts in a process group of its own (a terminal's Ctrl-C is the launcher's to interpret) and with our signals
-    blocked until its handlers stand. Raises SpawnError when the machine refuses.
+    blocked until its handlers stand. Its stdout and stderr are ours, or `output_fd` (3 or higher) when that is given.
+    Raises SpawnError when the machine refuses.
     """
     import subprocess  # only for the interpreter flags that multiprocessing passes on too
 
@@ -215,8 +216,10 @@ def spawn(role: str, fds: Sequence[int], *, name: str) -> tuple[int, int]:
     numbers = [moved.get(fd, fd) for fd in fds]
     argv += [str(fd) for fd in numbers]
     # A background process that reads the terminal would be stopped for it (termios(3)), and taken for hung.
-    opened = [(0, os.O_RDONLY), *((fd, os.O_WRONLY) for fd in (1, 2) if not _is_passed_on(fd))]
+    closed = [fd for fd in (1, 2) if output_fd < 0 and not _is_passed_on(fd)]
+    opened = [(0, os.O_RDONLY), *((fd, os.O_WRONLY) for fd in closed)]
     actions: list[Any] = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, flag, 0) for fd, flag in opened]
+    actions += [(os.POSIX_SPAWN_DUP2, output_fd, fd) for fd in (1, 2) if output_fd >= 0]
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in numbers]  # onto itself: clears close-on-exec (posix_spawn(3))
     try:
         pid = os.posix_spawn(sys.executable, argv, os.environ, file_actions=actions, setpgroup=0, setsigmask=BLOCKED)

@@ -1,0 +1,142 @@
+"""A cluster whose app is a file that tests rewrite, and a handle that sends verbs to its master."""
+
+import http.client
+import json
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from anatomy import see
+from harness import Running, wait_for
+
+from zcluster import Cluster
+
+ANSWER_S = 30.0
+APP = """
+import json, os, select
+from zcluster import Counter, worker
+{before}
+VERSION = {version}
+requests = Counter("requests")
+
+def app(environ, start_response):
+    about = {{"version": VERSION, "pid": os.getpid(), "slot": worker.slot, "color": os.environ.get("COLOR", "")}}
+    body = json.dumps(about) if environ["PATH_INFO"] == "/about" else str(requests.incr())
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body.encode()]
+# {padding}
+"""
+HOLD = """
+open("held", "w").close()
+while not os.path.exists("go"):
+    select.select([], [], [], 0.005)
+"""
+
+
+class Verbs:
+    """A running cluster, the folder of its app, and a handle on it."""
+
+    def __init__(self, cluster: Running, folder: Path, handle: Cluster, pool: ThreadPoolExecutor) -> None:
+        self.cluster, self.folder, self.handle, self._pool = cluster, folder, handle, pool
+
+    def ask(self, verb: str, args: dict[str, object] | None = None) -> dict[str, object]:
+        """Ask the master; raises BusError with its text when it refuses."""
+        return msgspec.msgpack.decode(self.handle._ask(verb, args, ANSWER_S))
+
+    def asking(self, verb: str, args: dict[str, object] | None = None) -> "Future[dict[str, object]]":
+        """The same in another thread."""
+        return self._pool.submit(self.ask, verb, args)
+
+    def write(self, version: int, before: str = "") -> None:
+        """Replace the app's file. Its length tells versions apart: bytecode is taken for fresh by second and size."""
+        write_app(self.folder, version, before)
+
+    def snapshot(self) -> dict[str, object]:
+        return self.handle.snapshot(ANSWER_S)
+
+    def workers(self) -> list[dict[str, object]]:
+        return self.snapshot()["workers"]
+
+    def pids(self) -> dict[int, int]:
+        """Slot -> pid."""
+        return {w["slot"]: w["pid"] for w in self.workers()}
+
+    def whole(self, slots: int | list[int], generation: int | None = None) -> dict[str, object]:
+        """Wait until these slots, and no others, have one worker each that is ready; returns the snapshot.
+
+        Then there is one zygote, and the kernel sees the same processes as the master.
+        """
+        wanted = list(range(slots)) if isinstance(slots, int) else slots
+        last: dict[str, object] = {}
+
+        def look() -> dict[str, object] | None:
+            shot, seen = self.snapshot(), see(self.cluster)
+            last.update(shot=shot, seen=seen)
+            there = shot["workers"]
+            agreed = (
+                [w["slot"] for w in there] == wanted
+                and all(w["state"] == "ready" for w in there)
+                and sorted(w["pid"] for w in there) == seen.worker_pids
+                and len({w["generation"] for w in there} | {shot["generation"]}) == 1
+                and generation in (None, shot["generation"])
+                and seen.zygotes == [shot["zygote_pid"]]
+                and not seen.others
+            )
+            return shot if agreed else None
+
+        try:
+            return wait_for(look, ANSWER_S, f"slots {wanted} are whole")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {last}\n{self.cluster.log}") from None
+
+    def about(self) -> dict[str, object]:
+        """What the worker that gets the next connection says of itself."""
+        connection = http.client.HTTPConnection(*self.cluster.address, timeout=15)
+        try:
+            connection.request("GET", "/about")
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    def environ(self, slot: int) -> dict[str, str]:
+        """What the worker of this slot was given: asked until it is the one that answers."""
+
+        def ask() -> dict[str, object] | None:
+            said = self.about()
+            return said if said["slot"] == slot else None
+
+        return wait_for(ask, ANSWER_S, f"an answer of slot {slot}")
+
+    def held(self) -> None:
+        """Wait until an import has come to HOLD."""
+        wait_for((self.folder / "held").exists, ANSWER_S, "an import is held")
+
+    def go(self) -> None:
+        (self.folder / "go").touch()
+
+
+def write_app(folder: Path, version: int, before: str = "") -> None:
+    """See `Verbs.write`."""
+    text = APP.format(version=version, before=before, padding="x" * version)
+    (folder / "new").write_text(text)
+    os.replace(folder / "new", folder / "served.py")
+
+
+@contextmanager
+def verbs(folder: Path, *options: str, workers: int = 2, **more: object):
+    """Start a cluster of version 1 of the app and attach to it; everything is gone afterwards."""
+    write_app(folder, 1)
+    cluster = Running("served:app", *options, workers=workers, cwd=folder, **more)
+    try:
+        handle = Cluster.attach(run_dir=str(cluster.base))
+        pool = ThreadPoolExecutor(4)
+        try:
+            yield Verbs(cluster, folder, handle, pool)
+        finally:
+            (folder / "go").touch()
+            handle.close()
+            pool.shutdown()
+    finally:
+        cluster.close()

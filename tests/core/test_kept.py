@@ -1,0 +1,55 @@
+"""What a launcher tells the next master, and how messages become the fleet's events."""
+
+from zcluster.core import fleet_events as f
+from zcluster.core import messages as m
+from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
+from zcluster.core.kept import UNACKNOWLEDGED_MAX, Kept
+
+
+def test_a_new_master_is_told_what_stands():
+    """The last of each kind, then the deaths in order, then the wish to stop; of what is over, nothing."""
+    kept = Kept()
+    assert kept.told() == []
+    first, second = kept.died(10, 1, 0, None), kept.died(11, 1, None, 9)
+    assert (first.number, second.number) == (1, 2)
+    for message in (m.Size((0,)), m.Commit(2), m.Reload(("a",)), m.Size((0, 1)), m.Commit(3), m.Received(1)):
+        kept.take(message)
+    kept.stop = m.Stop(quick=False)
+    assert kept.told() == [m.Size((0, 1)), m.Commit(3), m.Reload(("a",)), second, kept.stop]
+    kept.take(m.Reload(()))
+    assert m.Reload not in map(type, kept.told())
+
+
+def test_deaths_nobody_acknowledges_are_bounded():
+    """The oldest are forgotten."""
+    kept = Kept()
+    for pid in range(UNACKNOWLEDGED_MAX + 3):
+        kept.died(pid, 1, 0, None)
+    told = kept.told()
+    assert len(told) == UNACKNOWLEDGED_MAX
+    assert told[0].number == 4
+
+
+def test_every_decision_has_its_message():
+    """What the fleet wants of a launcher, word by word."""
+    assert for_launcher(f.StartZygote(2)) == m.StartZygote(2)
+    assert for_launcher(f.EndZygote(2)) == m.EndZygote(2)
+    assert for_launcher(f.Commit(2)) == m.Commit(2)
+    assert for_launcher(f.KeepReload(("a", "b"))) == m.Reload(("a", "b"))
+    assert for_launcher(f.Running(3)) == m.Running(3)
+
+
+def test_every_message_has_its_event():
+    """What launcher and zygotes say; an answer to the master before is nobody's."""
+    assert of_launcher(m.Size((1,), {1: {"A": "b"}})) == f.Sized((1,), {1: {"A": "b"}})
+    assert of_launcher(m.Commit(4)) == f.Committed(4)
+    assert of_launcher(m.Reload(("a",))) == f.Unfinished(("a",))
+    assert of_launcher(m.Stop(True, "why")) == f.Stop(True, "why")
+    info = m.WorkerInfo(1, 0, 0, 2)
+    assert of_zygote(2, m.Imported(2, True, ("a thread",)), 5) == f.Imported(2, ("a thread",))
+    assert of_zygote(2, m.ImportFailed(2, "no"), 5) == f.ImportFailed(2, "no")
+    assert of_zygote(2, m.Forked(info), 5) == f.Forked(info)
+    assert of_zygote(2, m.ForkFailed(1, "EAGAIN"), 5) == f.ForkFailed(1, "EAGAIN")
+    assert of_zygote(2, m.Synced(5, True, (info,)), 5) == f.Synced((info,), True)
+    assert of_zygote(2, m.Synced(4, True, (info,)), 5) is None
+    assert of_zygote(2, m.Proceed(), 5) is None
