@@ -13,7 +13,7 @@ def slow(cluster):
 
 def test_ps_names_slow_requests(tmp_path):
     """Method, path and age, below the worker that runs it; without the query, and no longer than it runs."""
-    with Held(tmp_path, "--threads=4") as (cluster, held):
+    with Held(tmp_path, "--threads=4", "--hang-timeout=60") as (cluster, held):
         client = ask(cluster, "/hold?until=go")
         (seen,) = wait_for(lambda: slow(cluster), what="the request is slow")
         table = cluster.command_line("ps").stdout.splitlines()

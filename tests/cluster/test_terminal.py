@@ -34,7 +34,9 @@ class Terminal:
             termios.tcsetattr(self.theirs, termios.TCSANOW, settings)
         streams = {"stdin": self.theirs, "stdout": self.theirs, "stderr": self.theirs}
         # With the periods of every day: nobody is called suspect on a busy machine, and every line is expected.
-        self.cluster = running(app, wait=False, fast=False, popen=streams, prefix=[sys.executable, "-c", IN_TERMINAL])
+        # And with time to leave by itself at Ctrl-C, for a worker that does not run for the second it has by default.
+        command = [sys.executable, "-c", IN_TERMINAL]
+        self.cluster = running(app, "--quick-timeout=15", wait=False, fast=False, popen=streams, prefix=command)
 
     def __enter__(self):
         cluster = self.cluster.__enter__()
