@@ -13,9 +13,10 @@ from harness import running, wait_for
 from stopping import SOON_S, answer, ask, blocks_term, is_calm
 
 # Makes its standard input the controlling terminal of a session of its own, itself the foreground group, and execs.
+# Nobody there ignores the terminal's signals, as under nohup(1) these tests themselves do.
 IN_TERMINAL = (
-    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal as s, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "[s.signal(number, s.SIG_DFL) for number in (s.SIGHUP, s.SIGINT, s.SIGQUIT)]; os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
