@@ -106,8 +106,8 @@ def test_the_terminal_is_closed():
         terminal.read_ready(cluster)
         with ask(cluster, "/slow?0.2") as slow:
             terminal.close()
-            cluster.ended(SOON_S)
             assert answer(slow) == b"1"
+            cluster.ended(SOON_S)
 
 
 def test_workers_are_in_the_background():
