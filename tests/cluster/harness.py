@@ -166,7 +166,8 @@ class Running:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running after {timeout_s} s, log:\n{self.log}") from None
+            there = [described(pid) for pid in self.processes()]
+            raise AssertionError(f"still running after {timeout_s} s: {there}, log:\n{self.log}") from None
 
     def stop(self, number: int = SIGTERM, timeout_s: float = 20.0) -> int:
         if self.process.poll() is None:
@@ -236,8 +237,18 @@ class Running:
         try:
             wait_for(lambda: not self.processes(), 6.0)
         except AssertionError:
-            return [f"{pid}: {Path(f'/proc/{pid}/cmdline').read_bytes()[-200:]!r}" for pid in self.processes()]
+            return [described(pid) for pid in self.processes()]
         return []
+
+
+def described(pid: int) -> str:
+    """A process, for a failure's text: its name, state, what it waits for and the end of its command line."""
+    try:
+        folder = Path(f"/proc/{pid}")
+        name, _, rest = (folder / "stat").read_text().partition(" (")[2].rpartition(") ")
+        return f"{pid} {name} {rest[0]} {(folder / 'wchan').read_text()} {(folder / 'cmdline').read_bytes()[-200:]!r}"
+    except OSError:
+        return f"{pid} has gone"
 
 
 def send(pid: int, number: int) -> None:

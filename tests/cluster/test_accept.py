@@ -114,7 +114,7 @@ def test_gaps_are_filled():
 
 
 # ---- single connections beside a busy worker ----------------------------------------------------------------------
-SINGLES = 10_000
+SINGLES = {b"/sleep?200": 4000, b"/regex": 6000}
 LIMIT_S = 0.01
 
 
@@ -184,7 +184,7 @@ def occupied(cluster, busy):
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("busy", [b"/sleep?200", b"/regex"])
 def test_single_connections_beside_a_busy_worker(busy):
-    """10,000, one after the other: each is accepted within 10 ms, but for what the machine itself holds up.
+    """10,000 in all, one after the other: each is accepted within 10 ms, but for what the machine itself holds up.
 
     No next connection stands behind it: a wake-up that went to the busy worker alone would be noticed by the others
     at their tick, 200 ms later, or never. What takes longer than 10 ms is compared with a process beside the cluster
@@ -195,18 +195,20 @@ def test_single_connections_beside_a_busy_worker(busy):
     ours, theirs = [], []
     with running("hanging:app", *options, workers=WORKERS, fast=False) as cluster, control() as other:
         with occupied(cluster, busy):
-            for _ in range(SINGLES):
+            for _ in range(SINGLES[busy]):
                 ours.append(once(cluster.address, request))
                 theirs.append(once(other, request))
         cluster.signal(signal.SIGINT)
         cluster.wait()
     ours.sort()
-    shares = [f"{ours[int(SINGLES * share)] * 1e3:.2f}" for share in (0.5, 0.99, 0.999)]
+    shares = [f"{ours[int(len(ours) * share)] * 1e3:.2f}" for share in (0.5, 0.99, 0.999)]
     text = (
         f"p50, p99, p99.9: {', '.join(shares)} ms, max {ours[-1] * 1e3:.1f}; of the other {max(theirs) * 1e3:.1f}; "
         f"late: {late(ours)}, of the other {late(theirs)}"
     )
     print(text)
-    # Several processes wake up where the other server is one: twice as many chances to be held up, and 1 in 1,000.
-    assert late(ours) <= 2 * late(theirs) + SINGLES // 1000, text
-    assert ours[-1] < 2.0, text  # none hangs; with twenty processes per CPU some wait 0.3 s for theirs
+    # Several processes wake up where the other server is one: twice as many chances to be held up, and 1 in 200. Who
+    # leaves connections to the busy worker is late with every fourth.
+    assert late(ours) <= 2 * late(theirs) + len(ours) // 200, text
+    # None hangs; but for a second or two a machine may stand still.
+    assert ours[-1] < 5.0, text

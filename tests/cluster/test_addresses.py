@@ -11,7 +11,7 @@ import sys
 import urllib.parse
 from pathlib import Path
 
-from harness import running, wait_for
+from harness import free_port, running, wait_for
 
 ERROR = re.compile(r"^zcluster: error: (.*)", re.MULTILINE)
 # What systemd does for a service with a socket unit: descriptors from 3 on, and whom they are for.
@@ -53,11 +53,6 @@ def listening(family=socket.AF_INET, target=("127.0.0.1", 0), listen=True):
     if listen:
         sock.listen()
     return sock
-
-
-def free_port():
-    with listening(listen=False) as sock:
-        return sock.getsockname()[1]
 
 
 def is_refused(url):

@@ -73,7 +73,7 @@ def stranger(cluster):
 
     def make(kind, name, routing_id=None):
         raw = context.socket(kind)
-        raw.linger, raw.sndhwm, raw.rcvhwm, raw.rcvtimeo = 0, 0, 0, 10_000
+        raw.linger, raw.sndhwm, raw.rcvhwm, raw.rcvtimeo = 0, 0, 0, 30_000
         if routing_id:
             raw.routing_id = routing_id
         raw.connect(f"ipc://{instance(cluster)}/{name}")
@@ -212,7 +212,8 @@ def test_false_papers(unharmed, stranger):
     raw.send(encode(m.Ask(1, "snapshot")))
     while msgspec.msgpack.decode(raw.recv()[1:])[0] != "answer":
         pass
-    assert {w.state for w in unharmed.workers().values()} == {"ready"}
+    # Who was drained by it would never be ready again; suspect somebody may be, for a moment of a busy machine.
+    unharmed.wait(lambda: {w.state for w in unharmed.workers().values()} == {"ready"}, "both workers are ready")
 
 
 def test_false_papers_for_a_vacant_place(cluster, stranger):

@@ -224,7 +224,9 @@ def test_a_stopped_launcher(cluster, seen):
     try:
         with Load(cluster.address) as load:
             stay(HANG_S + 0.3)
-            assert {w.state for w in seen.workers().values()} == {"ready"}
+            # On a busy machine one may be suspect for a moment; who is given up never comes back.
+            assert [w.pid for w in seen.wait_ready(WORKERS).values()] == [w.pid for w in before.values()]
+            assert not judged(seen), seen.events
         load.check(cluster.counters()["requests"], base=total)
         kill(before[1].pid)
         stay(0.3)
@@ -264,6 +266,6 @@ def test_a_zygote_stopped_for_good():
             after = seen.wait_ready(2, without=[before[0].pid])
         load.check(cluster.counters()["requests"], kills=1)
         assert after[1].pid == before[1].pid  # nobody was judged
-        assert see(cluster).zygote != zygote
         gone(zygote)
+        assert see(cluster).zygote != zygote
         cluster.wait_log("the zygote did not answer")

@@ -10,15 +10,23 @@ import pytest
 from harness import running, wait_for
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n"
-SHORT = [
+SMALL = [
     *("--limit-request-line=64", "--limit-request-fields=3", "--limit-request-field-size=50"),
-    *("--limit-request-body=5000000", "--header-timeout=0.4", "--body-timeout=0.4", "--write-timeout=0.4"),
+    "--limit-request-body=5000000",
 ]
+SHORT = ["--header-timeout=0.4", "--body-timeout=0.4", "--write-timeout=0.4"]
 
 
 @pytest.fixture(scope="module")
 def bounded():
-    """A cluster with low bounds."""
+    """A cluster that takes only small requests, but has time for them: this test may not run for a while."""
+    with running("streams:app", *SMALL, workers=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    """A cluster with short time-outs."""
     with running("streams:app", *SHORT, workers=1) as cluster:
         yield cluster
 
@@ -73,32 +81,32 @@ def test_limits_of_a_request(bounded, request_, status):
 
 
 @pytest.mark.parametrize("begin", [b"G", b"POST /up" + GET[5:] + b"Content-Length: 9\r\n\r\n1"], ids=["head", "body"])
-def test_time_for_a_request(bounded, begin):
+def test_time_for_a_request(hasty, begin):
     """--header-timeout and --body-timeout end a request that does not go on, with 408."""
-    with bounded.connect() as client:
-        start = time.monotonic()
+    start = time.monotonic()
+    with hasty.connect() as client:
         client.sendall(begin)
         assert answer(client) == 408
-        assert 0.3 < time.monotonic() - start < 8
+        assert time.monotonic() - start > 0.3
         assert at_end(client)
 
 
-def test_time_for_a_streamed_body(bounded):
+def test_time_for_a_streamed_body(hasty):
     """--body-timeout holds as well when the application is reading."""
-    with bounded.connect() as client:
+    with hasty.connect() as client:
         client.sendall(b"POST /up" + GET[5:] + b"Content-Length: 4000000\r\n\r\n" + bytes(300_000))
         assert answer(client) == 408
 
 
-def test_time_for_a_response(bounded):
+def test_time_for_a_response(hasty):
     """--write-timeout cuts a client that does not take its response."""
-    with bounded.connect() as client:
+    with hasty.connect() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
+        start = time.monotonic()
         client.sendall(b"GET /down?20000000" + GET[5:] + b"\r\n")
         poll = select.poll()
         poll.register(client, 0)  # only errors
-        start = time.monotonic()
-        assert poll.poll(10_000), "it was not cut"
+        assert poll.poll(20_000), "it was not cut"
         assert time.monotonic() - start > 0.3
         assert is_reset(client), "it looks like a whole response"
 
@@ -106,20 +114,20 @@ def test_time_for_a_response(bounded):
 def test_keep_alive():
     """--keep-alive is how long a connection may be idle."""
     with running("streams:app", "--keep-alive=0.5", workers=1) as cluster, cluster.connect() as client:
+        start = time.monotonic()
         client.sendall(GET + b"\r\n")
         assert answer(client) == 200
-        start = time.monotonic()
         assert at_end(client)
-        assert 0.4 < time.monotonic() - start < 5
+        assert 0.4 < time.monotonic() - start < 5  # the default
 
 
 def test_threads():
     """--threads is how many requests run at once; one is told to be alone."""
-    for threads, outcome in ((1, "alone"), (2, "together")):
+    for threads, outcome, patience_s in ((1, "alone", 0.5), (2, "together", 20)):
         with running("streams:app", f"--threads={threads}", workers=1) as cluster:
             assert cluster.get() == f"threads {threads > 1}"
             with ThreadPoolExecutor(2) as clients:
-                assert list(clients.map(cluster.get, ["/meet?1"] * 2)) == [outcome] * 2
+                assert list(clients.map(cluster.get, [f"/meet?{patience_s}"] * 2)) == [outcome] * 2
 
 
 def test_worker_connections():

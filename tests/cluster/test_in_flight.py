@@ -16,7 +16,7 @@ def test_ps_names_slow_requests(zcluster_factory, tmp_path, monkeypatch):
     """Method, path and age, below the worker that runs it; without the query, and no longer than it runs."""
     monkeypatch.syspath_prepend(APPS)
     monkeypatch.setenv("HOLD_DIR", str(tmp_path))
-    cluster = zcluster_factory("holding:app", threads=4)
+    cluster = zcluster_factory("holding:app", threads=4, hang_timeout_s=60.0)
     client = cluster.raw(20.0)
     client.sendall(ONCE.replace(b" / ", b" /hold?until=go "))
     (seen,) = wait_for(lambda: slow(cluster), what="the request is slow")

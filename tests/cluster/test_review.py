@@ -238,4 +238,5 @@ def test_an_exit_code_of_the_app_takes_no_lane():
                 assert client.recv(100) == b""
             gone(worker)
             cluster.get()
-        assert [w["lane"] for w in cluster.workers()] == [0]
+        # It has answered, so it has said that it is ready; the master may not have read that yet.
+        assert [w["lane"] for w in wait_for(cluster.workers, what="the master knows it")] == [0]

@@ -128,14 +128,16 @@ def test_port_in_use(apps, first, record_property):
     """Exit 4 at once, naming the address; who has it does not notice."""
     total = int(first.get())
     address = first.url.removeprefix("http://")
-    took = []
+    took, others = [], []
     for _ in range(3):
+        others.append(failed("good:app", "--no-such-option", code=2, cwd=apps, workers=None, bind="")[1])
         log, took_s = failed("good:app", code=4, cwd=apps, bind=address)
         assert error(log).startswith(f"cannot listen on {address}: address already in use; ")
         assert log.count("\n") == 1
         took.append(took_s)
     record_property("port in use: seconds to exit 4", [round(took_s, 3) for took_s in took])
-    assert min(took) < 3.0, took  # 1 s is promised on a machine that is not busy with other tests
+    # 1 s is promised on a machine that is not busy with other tests; how busy it is, a start that does nothing shows.
+    assert min(took) < 1.0 + 3 * min(others), (took, others)
     assert int(first.get()) == total + 1
 
 
@@ -177,7 +179,8 @@ def test_name_in_use(apps, first):
 )
 def test_an_address_that_is_not_to_be_had(apps, address, said):
     """Exit 4, naming the address."""
-    log, _ = failed("good:app", code=4, cwd=apps, bind=address)
+    # The longest time-out is for the name: a machine without a name server may ask for long before it gives up.
+    log, _ = failed("good:app", code=4, cwd=apps, bind=address, timeout_s=60.0)
     assert error(log).startswith(f"cannot listen on {address}: ")
     assert said in error(log)
 

@@ -52,7 +52,7 @@ def kill_everything(cluster, rng):
     pids = [cluster.process.pid, *seen.masters, *seen.zygotes, *seen.services, *seen.others, *seen.worker_pids]
     rng.shuffle(pids)
     kill(*pids)
-    cluster.process.wait(5)
+    cluster.process.wait(20)
     # One that was born in this very moment is on no list: it finds itself alone, and leaves.
     wait_for(lambda: not cluster.processes(), PATIENCE_S, "all are dead")
 
@@ -302,9 +302,9 @@ def test_what_a_dead_worker_leaves_is_ended():
         begun = time.monotonic()
         kill(doomed)
         gone(children["hears"], children["hears,session"])
-        if time.monotonic() < begun + 4.0:  # else this machine is too busy to see them between TERM and KILL
-            assert is_there(children["deaf"])
-            assert is_there(children["deaf,session"])
+        deaf = [is_there(children["deaf"]), is_there(children["deaf,session"])]
+        # Later than that this machine is too busy to see them between TERM and KILL.
+        assert all(deaf) or time.monotonic() > begun + 4.0
         gone(children["deaf"], children["deaf,session"])
         assert time.monotonic() - begun > 4.9
         assert is_there(others["hears"])

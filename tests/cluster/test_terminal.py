@@ -13,9 +13,10 @@ from harness import running, wait_for
 from stopping import SOON_S, answer, ask, blocks_term, is_calm
 
 # Makes its standard input the controlling terminal of a session of its own, itself the foreground group, and execs.
+# Nobody there ignores the terminal's signals, as under nohup(1) these tests themselves do.
 IN_TERMINAL = (
-    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal as s, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "[s.signal(number, s.SIG_DFL) for number in (s.SIGHUP, s.SIGINT, s.SIGQUIT)]; os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
@@ -34,7 +35,9 @@ class Terminal:
             termios.tcsetattr(self.theirs, termios.TCSANOW, settings)
         streams = {"stdin": self.theirs, "stdout": self.theirs, "stderr": self.theirs}
         # With the periods of every day: nobody is called suspect on a busy machine, and every line is expected.
-        self.cluster = running(app, wait=False, fast=False, popen=streams, prefix=[sys.executable, "-c", IN_TERMINAL])
+        # And with time to leave by itself at Ctrl-C, for a worker that does not run for the second it has by default.
+        command = [sys.executable, "-c", IN_TERMINAL]
+        self.cluster = running(app, "--quick-timeout=15", wait=False, fast=False, popen=streams, prefix=command)
 
     def __enter__(self):
         cluster = self.cluster.__enter__()
@@ -103,8 +106,8 @@ def test_the_terminal_is_closed():
         terminal.read_ready(cluster)
         with ask(cluster, "/slow?0.2") as slow:
             terminal.close()
-            cluster.ended(SOON_S)
             assert answer(slow) == b"1"
+            cluster.ended(SOON_S)
 
 
 def test_workers_are_in_the_background():

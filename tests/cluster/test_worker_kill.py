@@ -32,6 +32,11 @@ def ask(cluster, path):
         connection.close()
 
 
+def old(cluster):
+    """The workers that have run one request for seconds."""
+    return {w["pid"] for w in cluster.workers() if w["oldest_request_s"] > 1.5}
+
+
 def replaced(cluster, victim):
     """Wait for the replacement of a worker and check its papers."""
     after = by_slot(whole(cluster, WORKERS, without=[victim["pid"]]))
@@ -52,7 +57,7 @@ def test_idle_workers_are_replaced(cluster):
         assert [after[s]["pid"] for s in after if s != slot] == [before[s]["pid"] for s in before if s != slot]
         cluster.wait_log(rf"Worker {before[slot]['pid']} died\. signal SIGKILL; replacing it in slot {slot} now")
     print(f"reaped after {[round(1000 * s, 1) for s in reaped]} ms")
-    assert min(reaped) < 0.1, reaped  # the others may meet a machine that is busy elsewhere
+    assert min(reaped) < 1.0, reaped  # by its pidfd: who waits for silence on the bus waits for 2 s and more
 
 
 def test_a_replacement_answers_soon(cluster):
@@ -67,7 +72,7 @@ def test_a_replacement_answers_soon(cluster):
         took.append(time.monotonic() - begun)
         answers_until(cluster.address, lambda body: int(body) not in known, "/pid")  # noqa: B023
         replaced(cluster, before[1])
-    assert min(took) < 1.0, took  # the others may meet a machine that is busy elsewhere
+    assert min(took) < 2.0, took  # the others may meet a machine that is busy elsewhere
 
 
 @pytest.mark.parametrize(
@@ -89,8 +94,9 @@ def test_a_worker_that_dies_in_a_request(cluster, path, cause):
         client.start()
         if path.startswith("/slow"):
             # Longer than any other request can take: what else a worker holds is answered by then.
-            busy = wait_for(lambda: [w for w in cluster.workers() if w["oldest_request_s"] > 2.0], what="it is busy")
-            kill(busy[0]["pid"])
+            # Two looks: a machine that stood still may show one request of a client that old, but not again.
+            busy = wait_for(lambda: old(cluster) & old(cluster), what="it is busy")
+            kill(*busy)
         client.join(20)
         dead = wait_for(lambda: [w for w in before.values() if not is_there(w["pid"])], what="a worker died")
         replaced(cluster, dead[0])

@@ -9,10 +9,12 @@ import pytest
 from http_rig import Client, until
 from ownership_rig import EXITS, LEAVES, RAISES, RETURNS, OwnershipRig, after, answer_of, get
 
+from zcluster.http import Limits
+
 PLACES = ["relieved", "pool"]
 
 
-def ends(rig, within_s=5.0):
+def ends(rig, within_s=20.0):
     """The engine ends, and soon."""
     rig.thread.join(within_s)
     assert not rig.thread.is_alive(), f"the engine did not end within {within_s} s"
@@ -51,7 +53,7 @@ def test_a_drain_waits_for_requests_in_threads(where, quick):
 @pytest.mark.parametrize("where", PLACES)
 def test_a_quick_drain_closes_what_had_been_promised_to_stay(where):
     """The head with its keep-alive had left before the order: the connection is closed when its request is over."""
-    with OwnershipRig() as rig:
+    with OwnershipRig(limits=Limits(keep_alive_s=100.0)) as rig:
         rig.place(where)
         client = rig.client().send(get("stream", 200, "token"))
         client.sock.recv(1, socket.MSG_PEEK)  # the head is here
@@ -59,9 +61,7 @@ def test_a_quick_drain_closes_what_had_been_promised_to_stay(where):
         response = client.receive()
         assert response.get("Connection") is None
         assert response.body == answer_of("stream", "token")
-        began = time.monotonic()
-        ends(rig)
-        assert time.monotonic() - began < 2.0, "less than the idle time-out of 5 s"
+        ends(rig)  # long before the idle time-out
         assert client.at_end()
 
 
@@ -205,7 +205,7 @@ def test_a_child_holds_no_connection():
 # ---- nothing but slow requests -----------------------------------------------------------------------------------
 def test_the_loop_goes_round_when_every_leader_is_relieved():
     """Requests that nobody learns to expect: in all the changes of hands the tick and new clients get their turn."""
-    ticks = []
+    ticks, others = [], []
     with OwnershipRig(threads=48, tick=lambda: ticks.append(time.monotonic())) as rig:
         predictor = rig.engine._shared.predictor
         stop = threading.Event()
@@ -222,21 +222,31 @@ def test_the_loop_goes_round_when_every_leader_is_relieved():
                 served.append(token)
             client.close()
 
+        def tick():  # what becomes of five times a second on this machine, with so many threads in this process
+            while not stop.wait(0.2):
+                others.append(time.monotonic())
+
         askers = [threading.Thread(target=ask, args=(number,)) for number in range(40)]
+        askers.append(threading.Thread(target=tick))
         began = time.monotonic()
         for asker in askers:
             asker.start()
         after(began, 1500)
+        asked = time.monotonic()
         fresh = rig.client().send(get("slow", 0, "fresh"))
         assert fresh.receive().body == b"fresh"
-        assert time.monotonic() - began < 4.0
+        waited = time.monotonic() - asked
         stop.set()
         for asker in askers:
             asker.join()
         ended = time.monotonic()
         assert len(served) > 100
-        gaps = [after - before for before, after in itertools.pairwise([began, *ticks, ended])]
-        assert max(gaps) < 1.0, "five times a second is the rule"
+        most, control = (
+            max(after - before for before, after in itertools.pairwise([began, *times, ended]))
+            for times in (ticks, others)
+        )
+        assert most < 0.8 + 2 * control, "five times a second is the rule"
+        assert waited < 2.0 + 2 * control
 
 
 # ---- a machine without threads -----------------------------------------------------------------------------------

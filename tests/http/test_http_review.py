@@ -12,7 +12,7 @@ import time
 import tracemalloc
 
 import pytest
-from http_rig import GET, giving, plain, serve, until
+from http_rig import DEADLINE_S, GET, giving, plain, serve, until
 from tls_rig import client_context, pem, server_context
 
 from zcluster.http.body import Intake
@@ -160,13 +160,13 @@ def test_a_pipelined_request_behind_an_answer_that_closes(threads):
 
     def app(environ, start_response):
         inside.set()
-        assert go.wait(10)
+        assert go.wait(DEADLINE_S)
         start_response("200 OK", [("Connection", "close")])
         return [b"ok"]
 
     with serve(app, threads=threads) as rig:
         client = rig.client().send(GET)
-        assert inside.wait(10)
+        assert inside.wait(DEADLINE_S)
         client.send(GET)
         go.set()
         assert client.receive().body == b"ok"

@@ -1,5 +1,6 @@
 """Request bodies that are longer than what is collected, and stream to a thread that may wait for them."""
 
+import contextlib
 import io
 import os
 import socket
@@ -9,7 +10,7 @@ import time
 
 import pytest
 from clients_rig import BODY, PART, is_streamed, noting, patience, post, reset
-from http_rig import DEADLINE_S, GET, echo, plain, serve, until
+from http_rig import DEADLINE_S, GET, echo, in_time, plain, serve, until
 
 
 def test_body_is_seen_before_it_is_whole():
@@ -183,17 +184,18 @@ def test_client_stalls_in_its_body(drip):
     """A client that stops, or sends too slowly, gets a 408 when the application lets the error out; others go on."""
     limits = {"body_timeout_s": 0.3, "linger_s": 0.2}
     with serve(echo, threads=3, limits=limits) as rig:
-        client, other = rig.client().send(post(len(BODY)) + BODY[:300_000]), rig.client()
         start = time.monotonic()
+        client, other = rig.client().send(post(len(BODY)) + BODY[:300_000]), rig.client()
 
         def over():
             if drip and not rig.stats.refused:
-                client.send(drip)
+                with contextlib.suppress(OSError):  # its end may come at this moment
+                    client.send(drip)
             assert other.request(GET).status == 200
             return rig.stats.refused
 
         assert until(over, "the time-out") == {"body time-out": 1}
-        assert 0.25 < time.monotonic() - start < 5
+        assert 0.25 < time.monotonic() - start < 15
         response = client.receive()
         assert (response.status, response.get("Connection")) == (408, "close")
         assert client.at_end()
@@ -202,15 +204,23 @@ def test_client_stalls_in_its_body(drip):
 
 def test_steady_client_may_take_its_time():
     """Each KiB postpones the time-out, so a slow body that goes on is read to its end."""
-    with serve(echo, threads=3, limits={"body_timeout_s": 0.4}) as rig:
-        client = rig.client().send(post(len(BODY)) + BODY[:-20_000])
-        at, end = len(BODY) - 20_000, time.monotonic() + 1.0
-        while time.monotonic() < end and at < len(BODY) - 2000:
-            client.send(BODY[at : at + 1500])
-            at += 1500
-            pause = time.monotonic() + 0.1
-            until(lambda pause=pause: time.monotonic() > pause, "the next piece's time")
-        assert client.send(BODY[at:]).receive().body == BODY
+
+    def run(step):
+        with serve(echo, threads=3, limits={"body_timeout_s": 0.4}) as rig:
+            step()
+            client = rig.client().send(post(len(BODY)) + BODY[:-20_000])
+            at, end = len(BODY) - 20_000, time.monotonic() + 1.0
+            while time.monotonic() < end and at < len(BODY) - 2000:
+                client.send(BODY[at : at + 1500])
+                step()
+                at += 1500
+                pause = time.monotonic() + 0.1
+                until(lambda pause=pause: time.monotonic() > pause, "the next piece's time")
+            client.send(BODY[at:])
+            step()
+            assert client.receive().body == BODY
+
+    in_time(run, 0.25)
 
 
 def test_slow_application_is_no_slow_client():
@@ -221,12 +231,12 @@ def test_slow_application_is_no_slow_client():
         body = environ["wsgi.input"].read(len(PART) + 1)
         first.set()
         body += environ["wsgi.input"].read(500)  # less than what counts as progress
-        end = time.monotonic() + 0.8
+        end = time.monotonic() + 1.2
         until(lambda: time.monotonic() > end, "the application's long thought")
         more.set()
         return plain(body + environ["wsgi.input"].read())(environ, start_response)
 
-    with serve(app, threads=3, limits={"body_timeout_s": 0.6}) as rig:
+    with serve(app, threads=3, limits={"body_timeout_s": 1.0}) as rig:
         client = rig.client().send(post(len(BODY)) + BODY[: len(PART) + 1])
         assert first.wait(DEADLINE_S)
         client.send(BODY[len(PART) + 1 : len(PART) + 501])

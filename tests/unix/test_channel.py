@@ -265,11 +265,11 @@ def test_a_first_message_that_does_not_come_is_an_error(monkeypatch):
     monkeypatch.setattr(module, "FIRST_MESSAGE_MS", 50)
     with pytest.raises(BusError, match=r"sent no first message within 0\.05 s"):
         ours.first_message()
-    monkeypatch.setattr(module, "FIRST_MESSAGE_MS", 10_000)
+    monkeypatch.setattr(module, "FIRST_MESSAGE_MS", 100_000)
     os.kill(pid, signal.SIGKILL)
     begun = time.monotonic()
     with pytest.raises(BusError, match="went away before it sent the first message"):
         ours.first_message()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 50
     assert reap(pid) == -signal.SIGKILL
     ours.close()

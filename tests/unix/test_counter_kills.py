@@ -8,23 +8,21 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from ledger_support import BOOT, be_worker, be_worker_in_memory, in_child, kill, reap, start, until
+from ledger_support import BOOT, be_worker, in_child, kill, reap, start, until
 
-from zcluster import counter, current
-from zcluster.core.ledger import Ledger, LedgerError
 from zcluster.counter import Counter
 from zcluster.unix.ledgerfile import create, open_ledger
 
 IDS = {"ledger_id": b"L" * 16, "boot_id": BOOT}
 pytestmark = pytest.mark.timeout(180)  # a thousand forks, one after the other: seconds, but on a busy machine
 SEED = random.randrange(2**32)
-TOOL = 4  # of sys.monitoring: an id that no debugger or profiler reserves
 ATTEMPTED, ACKED = 0, 512  # words of the tally; + lane
 
 
@@ -141,136 +139,9 @@ def kill_from_child(pid):
     os.kill(pid, signal.SIGKILL)
 
 
-def arm(after):
-    """SIGKILL this process before its bytecode number `after` from here on, in whatever function it is."""
-    left = after
-
-    def count_down(*_):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    if sys.version_info >= (3, 12):
-        sys.monitoring.use_tool_id(TOOL, "killer")
-        sys.monitoring.register_callback(TOOL, sys.monitoring.events.INSTRUCTION, count_down)
-        sys.monitoring.set_events(TOOL, sys.monitoring.events.INSTRUCTION)
-        return
-
-    def trace(frame, event, arg):
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            count_down()
-        return trace
-
-    sys.settrace(trace)
-
-
-def disarm():
-    """Survived."""
-    if sys.version_info >= (3, 12):
-        sys.monitoring.set_events(TOOL, 0)
-    else:
-        sys.settrace(None)
-
-
-def at_every_bytecode(body, judge, limit=6000):
-    """Run `body(arm_now)` in children, each killed one bytecode later than the last, until one survives."""
-    for after in range(limit):
-
-        def child(after=after):
-            body(lambda: arm(after))
-
-        code = reap(start(child))
-        judge(code)
-        if code == 0:
-            return after
-        assert code == -signal.SIGKILL
-    raise AssertionError(f"still not through after {limit} bytecodes")
-
-
-def block_of(base):
-    block = mmap.mmap(-1, Ledger.size_bytes(2, 2))
-    Ledger.format(block, lanes=2, counters=2, base=base, **IDS).release()
-    return block
-
-
-def test_a_kill_at_every_bytecode_of_incr(tmp_path):
-    """The cell holds 41 or 42, and 42 whenever the call had returned; a successor goes on from it."""
-    block = block_of({"requests": 0})
-    ledger = Ledger(block)
-    ledger.use_lane(0)
-    cell = ledger.lane(0).cells
-    seen = set()
-
-    def body(arm_now):
-        be_worker_in_memory(block, tmp_path / "locks")
-        counter.bind_all()
-        current.wake = lambda: None
-        requests = Counter("requests")
-        arm_now()
-        requests.incr()
-        disarm()
-        assert cell[0] == 42
-
-    def judge(code):
-        assert cell[0] in ((41, 42) if code else (42,))
-        seen.add(cell[0])
-        cell[0] = 41
-
-    cell[0] = 41
-    boundaries = at_every_bytecode(body, judge)
-    assert seen == {41, 42}
-    assert boundaries > 30
-
-
-def test_a_kill_at_every_bytecode_of_the_first_incr(tmp_path):
-    """The same when the name has to be registered first: no half-written name, no lock that stays."""
-    block = block_of({})
-    ledger = Ledger(block)
-    ledger.use_lane(0)
-    cells = ledger.lane(0).cells
-    words = ledger.words[: len(ledger.words)]
-    pristine = words.tobytes()
-    outcomes = set()
-
-    def body(arm_now):
-        be_worker_in_memory(block, tmp_path / "locks")
-        requests = Counter("first of its name")
-        arm_now()
-        requests.incr()
-        disarm()
-
-    def judge(code):
-        reader = Ledger(block)
-        names, cell = reader.names(), cells[0]
-        assert (names, cell) in (((), 0), (("first of its name",), 0), (("first of its name",), 1))
-        assert code or cell == 1
-        outcomes.add((names, cell))
-        memoryview(block)[: len(pristine)] = pristine
-
-    at_every_bytecode(body, judge)
-    assert len(outcomes) == 3
-
-
-def test_a_kill_at_every_bytecode_of_format():
-    """A ledger is complete or it is none."""
-    size = Ledger.size_bytes(2, 2)
-    block = mmap.mmap(-1, size)
-    outcomes = set()
-
-    def body(arm_now):
-        arm_now()
-        Ledger.format(block, lanes=2, counters=2, base={"a": 7, "b": 2**40}, **IDS)
-        disarm()
-
-    def judge(code):
-        try:
-            outcomes.add(str(Ledger(block).totals()))
-        except LedgerError:
-            assert code
-            outcomes.add("none")
-        memoryview(block)[:] = bytes(size)
-
-    at_every_bytecode(body, judge)
-    assert outcomes == {"none", str({"a": 7, "b": 2**40})}
+@pytest.mark.parametrize("what", ["incr", "first incr", "format"])
+def test_a_kill_at_every_bytecode(what):
+    """Of incr(), of the one that registers its name first, and of the making of a ledger: all of it, or nothing."""
+    program = str(Path(__file__).with_name("at_every_bytecode.py"))
+    done = subprocess.run([sys.executable, program, what], stderr=subprocess.PIPE, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr

@@ -90,7 +90,7 @@ def test_durable_without_state_is_the_operators_error(folder):
 
 
 def test_durable_without_a_service_times_out_and_has_counted(folder):
-    """No checkpoint in time: an error that says so, after poking more than once; the increment is in the total."""
+    """No checkpoint in time: an error that says so, after poking; the increment is in the total."""
     (folder / "ledger").unlink()
     create(folder / "ledger", ledger_id=b"L" * 16, boot_id=BOOT, state_id=b"S" * 16).close()
 
@@ -101,7 +101,8 @@ def test_durable_without_a_service_times_out_and_has_counted(folder):
         begun = time.monotonic()
         with pytest.raises(ClusterError, match="counted, but no checkpoint was written within 1 s"):
             Counter("durable").incr(durable=True, timeout_s=1.0)
-        assert 2 <= len(pokes) <= 2 + (time.monotonic() - begun) / 0.1
+        # How often at least nobody knows: this process may not have run for most of that second.
+        assert 1 <= len(pokes) <= 2 + (time.monotonic() - begun) / 0.1
         return Counter("durable").value
 
     assert in_child(body) == 1

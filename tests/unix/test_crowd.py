@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import time
+from contextlib import contextmanager
 
 import pytest
 from ledger_support import in_child, kill, start, until
@@ -14,6 +15,7 @@ from ledger_support import in_child, kill, start, until
 from zcluster.core.ledger import L_LOAD, Ledger
 from zcluster.core.messages import WorkerInfo
 from zcluster.unix import crowd as module
+from zcluster.unix import process
 from zcluster.unix.crowd import NOT_ACCEPTING, Crowd
 
 FRESH_S = 1.0
@@ -79,9 +81,9 @@ def test_both_ticks_must_be_fresh(ledger, tick):
     worker(ledger, 1, 0)
     assert me.fuller()
     setattr(ledger.lane(1), tick, time.monotonic_ns() - int(1.1 * FRESH_S * 1e9))
-    until(lambda: not me.fuller(), "the stale worker is left out", 5)
+    until(lambda: not me.fuller(), "the stale worker is left out")
     setattr(ledger.lane(1), tick, time.monotonic_ns() + FOR_EVER_NS)
-    until(me.fuller, "the worker that goes on is seen again", 5)
+    until(me.fuller, "the worker that goes on is seen again")
 
 
 def test_a_worker_that_takes_none_is_not_waited_for(ledger):
@@ -113,7 +115,7 @@ def test_workers_that_come_later_are_seen(ledger):
     me = worker(ledger, 0, 9)
     assert not me.fuller()
     worker(ledger, 7, 0)
-    until(me.fuller, "the new worker is seen", 5)
+    until(me.fuller, "the new worker is seen")
 
 
 def test_in_a_large_cluster_the_emptiest_are_compared_with(ledger):
@@ -123,11 +125,18 @@ def test_in_a_large_cluster_the_emptiest_are_compared_with(ledger):
         worker(ledger, lane, 10)
     assert not me.fuller()
     worker(ledger, 2 * module.COMPARED, 8)
-    until(me.fuller, "the emptiest worker is seen", 5)
+    until(me.fuller, "the emptiest worker is seen")
 
 
 # ---- when nobody comes --------------------------------------------------------------------------------------------
 PATIENT = [0] * module.PATIENT_WAITS
+LONG_NS = 3600 * 10**9
+
+
+@pytest.fixture
+def all_at_one_moment(monkeypatch):
+    """What waiting taught holds for the whole test, also where the machine does not run it for 20 ms."""
+    monkeypatch.setattr(module, "VAIN_NS", LONG_NS)
 
 
 def accepts_between_waits(me, waits):
@@ -142,6 +151,7 @@ def accepts_between_waits(me, waits):
     return found
 
 
+@pytest.mark.usefixtures("all_at_one_moment")
 def test_after_waits_in_vain_more_is_taken_at_once(ledger):
     """Patience first, then twice as many each time, bounded; who takes one meanwhile is waited for as before."""
     me, other = worker(ledger, 0, 900), worker(ledger, 1, 0)
@@ -151,6 +161,7 @@ def test_after_waits_in_vain_more_is_taken_at_once(ledger):
     assert accepts_between_waits(me, 1) == [0]
 
 
+@pytest.mark.usefixtures("all_at_one_moment")
 def test_only_those_who_did_not_come_are_left_out(ledger):
     """One of the emptier workers is absent, the other takes connections: it is waited for each time."""
     me, _absent, other = worker(ledger, 0, 900), worker(ledger, 1, 0), worker(ledger, 2, 5)
@@ -162,6 +173,7 @@ def test_only_those_who_did_not_come_are_left_out(ledger):
     assert [me.fuller() for _ in range(4)] == [False, False, False, False]
 
 
+@pytest.mark.usefixtures("all_at_one_moment")
 def test_several_absent_ones_are_found_one_by_one(ledger):
     """The emptiest first: the others may be giving way to it themselves."""
     me, _first, _second = worker(ledger, 0, 900), worker(ledger, 1, 0), worker(ledger, 2, 5)
@@ -169,17 +181,18 @@ def test_several_absent_ones_are_found_one_by_one(ledger):
     assert accepts_between_waits(me, 11) == [*PATIENT, 1, 3, 7]
 
 
-def test_what_waiting_taught_is_forgotten(ledger):
+def test_what_waiting_taught_is_forgotten(ledger, all_at_one_moment, monkeypatch):
     """Some waits later the emptier worker is given its chance again."""
     me, _ = worker(ledger, 0, 900), worker(ledger, 1, 0)
     assert me.fuller()
     assert accepts_between_waits(me, 10) == [*PATIENT, 1, 3]
     me.waited()
-    until(me.fuller, "the free accepts run out", 5)
-    end_ns = time.monotonic_ns() + 2 * module.VAIN_NS
-    until(lambda: time.monotonic_ns() > end_ns, "it is long ago")
+    until(me.fuller, "the free accepts run out")
+    monkeypatch.setattr(module, "VAIN_NS", 0)  # now it is long ago
     assert me.fuller()
-    assert accepts_between_waits(me, 9) == [*PATIENT, 1]
+    me.waited()
+    monkeypatch.setattr(module, "VAIN_NS", LONG_NS)
+    assert accepts_between_waits(me, 8) == [*PATIENT[1:], 1]
 
 
 def test_a_forked_child_of_the_application_touches_nothing(ledger):
@@ -270,10 +283,10 @@ class Place:
         for client in fresh:
             poll.register(client, select.EPOLLIN | select.EPOLLONESHOT)
         while waiting:
-            for fd, _ in poll.poll(10):
+            for fd, _ in poll.poll(20):
                 waiting.remove(fd)
                 took.append(time.monotonic() - began)
-            assert time.monotonic() < began + 10, f"{len(waiting)} connections were never accepted"
+            assert time.monotonic() < began + 20, f"{len(waiting)} connections were never accepted"
         poll.close()
         return took
 
@@ -304,11 +317,11 @@ def spread(loads):
     return max(loads) / max(1, min(loads))
 
 
-def best_of(ratio):
+def best_of(measure, enough=1.25):
     """The smallest of some measurements: where CPUs are scarce a worker may be late; unfairness is there always."""
     found, end = [], time.monotonic() + 40.0
-    while not found or (min(found) > 1.25 and time.monotonic() < end):
-        found.append(ratio())
+    while not found or (min(found) > enough and time.monotonic() < end):
+        found.append(measure())
     return min(found)
 
 
@@ -339,42 +352,73 @@ def test_the_spread_survives_comings_and_goings(place):
     assert best_of(ratio) <= 1.25
 
 
+@contextmanager
+def stopped(pid):
+    """This process does not run; kill(2) returns before it has stopped, so we wait for that."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: process.stat(pid).state == "T", "it has stopped")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_a_worker_that_cannot_run_costs_milliseconds(place):
     """Stopped, with the fewest connections and ticks that look fresh: the others take 64 at once all the same."""
-    os.kill(place.pids[0], signal.SIGSTOP)
-    try:
-        took = place.connect(64)
-    finally:
-        os.kill(place.pids[0], signal.SIGCONT)
-    # Three workers side by side, with 12 pauses of at most 2 ms each, are 24 ms. The rest is for the scheduler of a
-    # busy machine.
-    assert max(took) < 0.5, f"the last one waited {max(took) * 1e3:.0f} ms"
-    assert place.loads()[0] == 0
+    with stopped(place.pids[0]):
+
+        def slowest():
+            place.close(place.clients[:])
+            took = max(place.connect(64))
+            assert place.loads()[0] == 0
+            return took
+
+        # Three workers side by side, with 12 pauses of at most 2 ms each, are 24 ms. The rest is for the scheduler of
+        # a busy machine, whose worst moments last longer, but pass.
+        assert best_of(slowest, 0.5) <= 0.5
 
 
 def test_a_worker_that_comes_back_is_filled_up(place):
     """After it was stopped, what comes next goes to the emptiest until it has what the others have."""
-    os.kill(place.pids[0], signal.SIGSTOP)
-    try:
-        place.connect(48)
-    finally:
-        os.kill(place.pids[0], signal.SIGCONT)
-    until(lambda: place.connect(1) and spread(place.loads()) <= 1.25, "it has its share")
-    assert len(place.clients) < 400
+
+    def ratio():
+        place.close(place.clients[:])
+        with stopped(place.pids[0]):
+            place.connect(48)
+        while spread(place.loads()) > 1.25 and len(place.clients) < 400:
+            place.connect(1)
+        return spread(place.loads())
+
+    assert best_of(ratio) <= 1.25
+
+
+def accept_alone(listener):
+    """What a connection costs on this machine at this moment: a process that does nothing but accept."""
+    listener.setblocking(True)
+    while True:
+        client, _ = listener.accept()
+        with client:
+            client.send(b"!")
 
 
 def test_single_connections_beside_a_worker_that_cannot_run(place):
     """Each new connection is taken within one pause, by one of the idle workers."""
-    os.kill(place.pids[0], signal.SIGSTOP)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address, other = listener.getsockname(), start(accept_alone, listener)
+    ours, others = [], []
     try:
-        took = []
-        for _ in range(300):
-            took += place.connect(1)
-            place.close(place.clients[:])
+        with stopped(place.pids[0]):
+            for _ in range(300):
+                ours += place.connect(1)
+                place.close(place.clients[:])
+                began = time.monotonic()
+                with socket.create_connection(address) as client:
+                    assert client.recv(1) == b"!"
+                others.append(time.monotonic() - began)
     finally:
-        os.kill(place.pids[0], signal.SIGCONT)
-    took.sort()
-    assert took[len(took) // 2] < 0.005, f"median {took[len(took) // 2] * 1e3:.1f} ms, worst {took[-1] * 1e3:.1f} ms"
+        kill(other)
+    middle, alone = (sorted(times)[150] * 1e3 for times in (ours, others))
+    assert middle < 5.0 + 3 * alone, f"median {middle:.1f} ms, of a process that only accepts {alone:.1f} ms"
 
 
 def test_the_word_of_a_worker_that_takes_none_is_the_largest():

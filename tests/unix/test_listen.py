@@ -142,7 +142,7 @@ def test_a_live_socket_file_is_refused(bound, tmp_path):
     begun = time.monotonic()
     with pytest.raises(SpawnError, match=f"cannot listen on unix:{path}: address already in use"):
         listen.bind([f"unix:{path}"], 16)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20  # and not for ever
     for client in clients:
         client.close()
     assert os.path.exists(path)

@@ -262,7 +262,7 @@ def test_names_waits_for_a_holder_that_dies(path):
 
 def test_nothing_stays_registered():
     """Closed files leave no entry in the registry of open ones."""
-    until(lambda: all(_is_open(fd) for fd in module._open_files.values()), "no stale entry", 1.0)
+    until(lambda: all(_is_open(fd) for fd in module._open_files.values()), "no stale entry")
 
 
 def _is_open(fd):

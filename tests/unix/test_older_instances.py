@@ -64,7 +64,7 @@ def test_processes_of_an_older_instance_are_waited_for_and_then_killed(after_a_c
     gate.close()
     begun = time.monotonic()
     assert await_older(after_a_crash, grace_s=0.3) == 1
-    assert 0.3 <= time.monotonic() - begun < 5
+    assert time.monotonic() - begun >= 0.3
     assert reap(pid) == -signal.SIGKILL
     assert await_older(after_a_crash, grace_s=0.3) == 0
 
@@ -83,8 +83,8 @@ def test_processes_that_leave_by_themselves_are_not_killed(after_a_crash):
     gate.wait()
     go.open()
     begun = time.monotonic()
-    assert await_older(after_a_crash) == 0
-    assert time.monotonic() - begun < 4
+    assert await_older(after_a_crash, grace_s=100.0) == 0
+    assert time.monotonic() - begun < 50
     assert reap(pid) == 5
     gate.close()
     go.close()
