@@ -118,6 +118,8 @@ class Handle:
     def dropped(self) -> dict[str, int]:
         """What this handle did not tell its callbacks, by reason; a reason that has not occurred is not in it."""
         counts = {**self._news.dropped, "callbacks behind one that does not return": self._news.callbacks.lost}
+        if self._mailbox is not None:
+            counts["messages of those who have ended"] = self._mailbox.dropped
         return {reason: count for reason, count in counts.items() if count}
 
     def snapshot(self, timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:
@@ -339,6 +341,18 @@ class Totals(Mapping[str, int]):
 
     def __repr__(self) -> str:
         return f"{self._roster.totals!r}"
+
+
+def _forget_in_child() -> None:
+    """In a child that this program forks: its handles are not ours, and their mailboxes deliver nothing here."""
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
+    if _open_handles and current.role == "handle":
+        current.mailbox = current.subscriptions.changed = None
+    _open_handles.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _register(handle: Handle, *, is_open: bool) -> None:

@@ -178,7 +178,8 @@ class News:
         def run() -> None:
             try:
                 outcome.append(listener(worker, payload))
-            except (Exception, SystemExit) as error:  # logged by whoever asked us
+            except (Exception, SystemExit) as error:  # the user's code; whoever called us logs it as an error
+                log.debug("a function that should have replied raised %r", error)
                 outcome.append(error)
             finally:
                 done.set()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("zcluster.handle")
 
 ANSWER_TIMEOUT_S: Final = 5.0  # a master that lives answers in milliseconds
+ORDER_TIMEOUT_S: Final = 30.0  # the next one does, if it dies: the pause before a master's start grows to 5 s
 # A worker that reads takes what was sent to it in milliseconds; one that does not is disconnected all the same.
 FLUSH_TIMEOUT_S: Final = 5.0
 REPLACED_TIMEOUT_S: Final = 60.0  # the pause after crashes grows to 30 s
@@ -45,11 +46,12 @@ class Orders:
     # ---- the cluster -----------------------------------------------------------------------------------------------
     def fork(self, env: Mapping[str, str], timeout_s: float) -> Worker:
         """Open a slot and return the worker that is forked for it, as soon as its fork has been heard of."""
-        roster, before = self._news.roster, self._news.roster.last_id()
-        body = self._follower.ask("fork", {"env": dict(env)}, ANSWER_TIMEOUT_S)
-        slot = msgspec.msgpack.decode(body, type=dict[str, int])["slot"]
-        self._await(lambda: roster.latest(slot, before), f"the fork of a worker in slot {slot}", timeout_s)
-        worker = roster.latest(slot, before)
+        roster = self._news.roster
+        body = self._follower.ask("fork", {"env": dict(env)}, ORDER_TIMEOUT_S)
+        place = msgspec.msgpack.decode(body, type=dict[str, int])
+        slot, least_id = place["slot"], place["id"]
+        self._await(lambda: roster.latest(slot, least_id - 1), f"the fork of a worker in slot {slot}", timeout_s)
+        worker = roster.latest(slot, least_id - 1)
         assert worker is not None, "what has been heard of stays known"
         return worker
 
@@ -67,7 +69,7 @@ class Orders:
         return len(wanted)
 
     def _scale(self, args: Mapping[str, int]) -> list[int]:
-        body = self._follower.ask("scale", args, ANSWER_TIMEOUT_S)
+        body = self._follower.ask("scale", args, ORDER_TIMEOUT_S)
         return msgspec.msgpack.decode(body, type=dict[str, list[int]])["slots"]
 
     def replacement(self, dead: Worker) -> Worker | None:

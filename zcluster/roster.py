@@ -271,10 +271,6 @@ class Roster:
         """The worker with this id, living or gone, if it has been heard of."""
         return self.workers.get(id_) or self._exited.get(id_)
 
-    def last_id(self) -> int:
-        """The highest id that has been heard of; 0 before the first."""
-        return max([*self.workers, *self._exited], default=0)
-
     def latest(self, slot: int, after: int) -> Worker | None:
         """The first worker in this slot whose id is higher than `after`, living or gone."""
         known = [*self.workers.values(), *self._exited.values()]

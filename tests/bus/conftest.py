@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from postal import Town
 
 from zcluster.bus.link import Link
 from zcluster.core.messages import Hello
@@ -55,3 +56,11 @@ def collect():
 def joined(collect):
     """Poll a link until it has joined."""
     return lambda link, timeout_s=20.0: collect(link, lambda _: link.joined, timeout_s)
+
+
+@pytest.fixture
+def town(run_dir):
+    """A master that carries mail; peers are added by the test."""
+    town = Town(run_dir)
+    yield town
+    town.close()

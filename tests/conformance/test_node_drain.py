@@ -99,13 +99,19 @@ def test_t20_a_request_in_flight_is_answered(two, tmp_path):
 def test_t21_an_idle_connection_does_not_hold_up_a_drain(two):
     """Its next request is answered with `Connection: close`: a client that is about to write loses nothing."""
     client = connection(two)
-    client.request("GET", "/")
-    worker = two.workers[int(client.getresponse().read())]
+
+    def ask():
+        client.request("GET", "/")
+        response = client.getresponse()
+        return int(response.read()), response.getheader("Connection")
+
+    worker = two.workers[ask()[0]]
     worker.disconnect()
-    two.wait_for(lambda: worker.state == "draining", 20)
-    client.request("GET", "/")
-    response = client.getresponse()
-    assert (response.read().decode(), response.getheader("Connection")) == (str(worker.id), "close")
+    answers = []
+    until(
+        lambda: answers.append(ask()) or answers[-1] == (worker.id, "close")
+    )  # until it has heard that it is to leave
+    assert set(answers[:-1]) <= {(worker.id, None)}
     client.close()
     assert end_of(two, worker) == (0, None)
 

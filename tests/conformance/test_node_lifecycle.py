@@ -116,11 +116,12 @@ def test_t08_sigkill_is_told(three, by_handle):
 
 
 def test_t10_the_flags_of_a_worker(three):
-    """Connected from online on and not in its disconnect; dead in its exit and not before."""
+    """Connected from its fork until its disconnect; dead in its exit and not before."""
     flags = []
-    worker = three.fork().wait_for("listening", 20)
-    assert worker.is_connected()
-    assert not worker.is_dead()
+    worker = three.fork()
+    assert (worker.is_connected(), worker.is_dead(), worker.exited_after_disconnect) == (True, False, None)
+    worker.wait_for("listening", 20)
+    assert (worker.is_connected(), worker.is_dead(), worker.exited_after_disconnect) == (True, False, None)
     worker.on("disconnect", lambda: flags.append(worker.is_connected()))
     worker.on("exit", lambda: flags.append(worker.is_dead()))
     worker.disconnect()

@@ -93,7 +93,7 @@ def test_t36_the_backlog_is_the_kernels():
 
 
 def test_t38_no_connection_is_lost_while_workers_are_replaced(everywhere):
-    """Clients that connect all the time, while ten workers leave and three are killed: all answered, none refused."""
+    """Clients that connect all the time, while ten workers drain one after the other: all answered, none refused."""
     whole(everywhere, 3)
     with Load(everywhere, clients=3) as load:
         for _ in range(10):
@@ -121,7 +121,7 @@ def test_t31_a_port_without_workers_waits(everywhere):
 
 
 def test_t28_a_port_that_is_given_back():
-    """In use: SpawnError names it, and nothing is left; free again: the same options start."""
+    """In use: SpawnError names it; free again: the same options start."""
     host = f"127.{random.randrange(1, 255)}.{random.randrange(256)}.{random.randrange(1, 255)}"  # nobody else's
     with socket.create_server((host, 0)) as holder:
         bind = f"{host}:{holder.getsockname()[1]}"

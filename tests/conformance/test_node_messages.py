@@ -7,7 +7,7 @@ import threading
 import pytest
 from conformance_rig import LIMIT_S, cluster_of, end_of, get, in_slot, until, whole
 
-from zcluster import PeerGone, TooLarge
+from zcluster import PeerGone, QueueFull, TooLarge
 
 SLOTS = 2
 
@@ -104,16 +104,18 @@ def test_t45_what_a_message_may_not_be(two):
 
 
 def test_t46_send_says_when_it_was_received(two):
-    """Its future is done when the worker has it, not while that is stopped, and it fails for one that has died."""
+    """Its future is done when the worker has it, never while that is stopped: then QueueFull; PeerGone if it dies."""
     worker = in_slot(two, 0)
     worker.send("x").result(LIMIT_S)
     worker.kill(signal.SIGSTOP)
     waiting = worker.send("y")
     in_slot(two, 1).send("z").result(LIMIT_S)  # others are not held up
     assert not waiting.done()
+    more = []
+    with pytest.raises(QueueFull):
+        more.extend(worker.send(b"") for _ in range(1_000_000))
     worker.kill(signal.SIGKILL)
-    with pytest.raises(PeerGone):
-        waiting.result(LIMIT_S)
+    assert {type(future.exception(LIMIT_S)) for future in (waiting, *more)} == {PeerGone}
     assert end_of(two, worker) == (None, signal.SIGKILL)
     with pytest.raises(PeerGone):
         worker.send("w").result(LIMIT_S)
@@ -209,12 +211,13 @@ def kill_who_talks(cluster, workers):
 def test_t50_what_was_sent_before_disconnect(two):
     """50 of 64 KiB, then disconnect: the worker has all of them, and only then hears that it is to leave."""
     worker = in_slot(two, 1)
+    before = len(two.heard.of(worker))
     for number in range(50):
         worker.send([number, b"x" * (64 << 10)])
     worker.disconnect()
     assert end_of(two, worker) == (0, None)
     until(lambda: [id_ for id_, _ in two.heard.exits if id_ == worker.id])
-    said = two.heard.of(worker)
+    said = two.heard.of(worker)[before:]
     assert [payload[0] for payload in said[:-1]] == list(range(50))
     assert said[-1] == "disconnecting"
 

@@ -51,7 +51,9 @@ def test_t54_counting_over_deaths_and_reloads(counted):
     with Load(counted, clients=4, path="/count") as load:
         for number in range(6):
             workers = [w for w in counted.workers.values() if w.state == "ready"]
-            workers[number % len(workers)].kill(signal.SIGKILL)
+            victim = workers[number % len(workers)]
+            assert victim.kill(signal.SIGKILL)
+            counted.wait_for(victim.is_dead, LIMIT_S)
             counted.wait_for(lambda: len([w for w in counted.workers.values() if w.state == "ready"]) == 3, LIMIT_S)
             totals.append(counted.snapshot()["counters"]["requests"])
             if number == 2:

@@ -140,8 +140,8 @@ def test_the_shape_of_a_node_program(private_base, tmp_path):
     assert done.stdout == "4 [(0, None, True), (0, None, True)] {}\n"
 
 
-def test_settings_of_a_worker_that_leaves(one):
-    """A slot that was closed does not come back by itself: only fork or scale open it."""
+def test_a_slot_that_was_closed_stays_closed(one):
+    """Its worker has left for good: the others serve, nothing is degraded, and only fork or scale open it again."""
     whole(one, 2)
     worker = max(one.workers.values(), key=lambda worker: worker.slot)
     worker.disconnect()

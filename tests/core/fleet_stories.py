@@ -161,7 +161,7 @@ def shown(command: f.FleetCommand) -> str:
             after = "after" if info.exited_after_disconnect else "without"
             return f"announce exit {info.id}: {info.reason}, {after} disconnect"
         case f.Announce(kind, None, text):
-            return f"announce {kind} {text}".rstrip()
+            return f"announce {kind} {text}".rstrip().replace("\n", " / ")
         case f.Announce(kind, info, text):
             return f"announce {kind} {info.id} {text}".rstrip()
         case f.Log(level, text):

@@ -98,7 +98,7 @@ class World:
         news = Members(
             self.epoch,
             self.number,
-            {id_: (0, True) for id_ in self.workers},
+            dict.fromkeys(self.workers, (0, True)),
             dict.fromkeys(sorted(self.handles - self.away), False),
             self.next_id,
         )
@@ -184,17 +184,18 @@ class World:
         end = self.now + 3 * ABSENT_S
         while self.post.count:
             self.pump(1000)
+            moved = bool(self.frames)
             self.deliver(len(self.frames))
             self.check()
-            if self.post.count:
+            if self.post.count and not moved:
                 assert self.now <= end, "something is never settled"
                 self.now = max(self.now, self.post.due)
                 self.wait(0)
         assert not any(self.open.values())
 
 
-OPS = """send send send pump pump deliver deliver lose kill born open_handle close_handle handles_come part link link
-wait wait""".split()
+OPS = ["lose", "kill", "born", "open_handle", "close_handle", "handles_come", "part"]
+OPS += ["send", "send", "send", "pump", "pump", "deliver", "deliver", "link", "link", "wait", "wait"]
 
 
 @settings(max_examples=300)
@@ -207,18 +208,18 @@ def test_every_message_is_settled_once_whoever_comes_and_goes(steps):
         world.check()
     world.finish()
     for name, bodies in world.arrived.items():
-        if name != MASTER:
-            sent = [body for body in world.sent[name] + world.sent[HANDLES] if body in bodies]
-            order = {body: int(body.split(b".")[0]) for body in bodies}
-            assert bodies == sorted(set(bodies), key=order.__getitem__)
-            assert set(sent) == set(bodies)
+        if name != MASTER:  # the next one may be told twice
+            assert len(bodies) == len(set(bodies))
+            for to in (name, HANDLES):
+                of_one = [body for body in bodies if body in world.sent[to]]
+                assert of_one == [body for body in world.sent[to] if body in bodies]
     for id_ in (2, 3):
         if id_ in world.workers:
             assert world.arrived[f"worker:{id_}"] == world.sent[f"worker:{id_}"]
 
 
 def members(number, *ids, handles=(), epoch=1, next_id=10):
-    return Members(epoch, number, {id_: (0, True) for id_ in ids}, dict.fromkeys(handles, False), next_id)
+    return Members(epoch, number, dict.fromkeys(ids, (0, True)), dict.fromkeys(handles, False), next_id)
 
 
 def joined(*ids, handles=()):

@@ -125,7 +125,20 @@ class Pair:
         raise AssertionError("it makes no progress")
 
 
-OPS = "put send send deliver answer hear wait lose lose_answers relink receiver_relinks fill ease".split()
+OPS = [
+    "put",
+    "deliver",
+    "answer",
+    "hear",
+    "wait",
+    "lose",
+    "lose_answers",
+    "relink",
+    "receiver_relinks",
+    "fill",
+    "ease",
+]
+OPS += ["send", "send"]
 
 
 @settings(max_examples=300)

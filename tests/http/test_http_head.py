@@ -187,6 +187,15 @@ def test_both_ways_lead_to_the_same(line, fields):
         assert parse(head) == short
 
 
+@pytest.mark.parametrize("second", [GET, b"GET / HTTP/1.1\r\n\r\n", b"X: y\r\n\r\n", b"\r\n"], ids=label)
+def test_the_short_way_takes_one_head(second):
+    """What ends as a head does and is more than one is left to whoever looks for the first one's end."""
+    parser = HeadParser(Limits(), Stats(list))
+    assert parser.parse_ordinary(GET, BASE.copy()) == 0
+    assert parser.parse_ordinary(GET + second, BASE.copy()) == -1
+    assert parser.parse_ordinary(with_fields(b"Expect: x", b"Content-Length: 1") + second, BASE.copy()) == -1
+
+
 class Referee:
     """llhttp's reading of a head."""
 

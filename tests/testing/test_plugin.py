@@ -14,6 +14,9 @@ from zcluster.testing import leftovers, running
 
 pytest_plugins = ["pytester"]
 
+ROOT = Path(__file__).parent.parent.parent
+PATIENCE_S = 100.0  # a machine that is busy with ten other tests is slow, and a test may take 120 s in all
+
 COUNTING = """
 import os
 from zcluster import Counter
@@ -96,8 +99,10 @@ def test_what_a_failed_test_shows(theirs, monkeypatch):
         """
     )
     shown = run(theirs, failed=1, passed=1, errors=1)
-    log = r"-+ zcluster log \(.*/zcluster0/log0\) -+\nimported\n(?:.*\n)*.*Worker \d+ died\. signal SIGKILL"
-    assert re.search(log, shown)
+    log = re.search(r"- zcluster log \(.*/zcluster0/log0\) -+\n(.*)", shown, re.S)
+    assert log
+    assert "imported\n" in log[1]
+    assert re.search(r"Worker \d+ died\. signal SIGKILL", log[1])
     assert re.search(r"\ncluster 'counting' has not ended as it should: process \d+ still has", shown)
     assert "the cluster's log open: sleep 61" in shown
     assert str(Path(running.__file__).parent) not in shown  # no traceback through our code
@@ -182,7 +187,7 @@ def test_interrupted(theirs):
             zcluster.wait_for(lambda: False)
         """
     )
-    done = run_clean(["-X", "faulthandler", "-c", INTERRUPTIBLE], cwd=theirs.path)
+    done = run_clean(["-c", INTERRUPTIBLE], cwd=theirs.path, timeout_s=PATIENCE_S)
     assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
     run_dir, log, sockets = json.loads((theirs.path / "seen.json").read_text())
     assert not Path(run_dir).exists()
@@ -214,21 +219,30 @@ def test_it_costs_nothing_while_it_is_not_used(theirs):
         """
     )
     code = [sys.executable, "-m", "pytest", "-p", "no:xdist"]
-    done = subprocess.run(code, cwd=theirs.path, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(code, cwd=theirs.path, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout
 
 
-def test_examples(tmp_path):
-    """The tests of examples/testing and those in docs/TESTING.md pass, run as they say."""
-    root = Path(__file__).parent.parent.parent
-    example = root / "examples" / "testing"
-    readme = (example / "README.md").read_text()
-    assert re.findall(r"(?m)^\$ (.*)$", readme) == ["pytest", "zcluster run app:app"]
+def passes(folder, number):
+    """Run the tests in a folder as somebody would; so many pass, and no process is left."""
+    words = ["-m", "pytest", *PLAIN, "-p", "no:xdist", "-W", "error"]
+    done = run_clean(words, cwd=folder, timeout_s=PATIENCE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{number} passed" in done.stdout
+
+
+def test_the_example(tmp_path):
+    """The tests of examples/testing pass, run as its README says."""
+    example = ROOT / "examples" / "testing"
+    assert re.findall(r"(?m)^\$ (.*)$", (example / "README.md").read_text()) == ["pytest", "zcluster run app:app"]
     for file in example.glob("*.py"):
         shutil.copy(file, tmp_path)
         assert len(file.read_text().splitlines()) <= 40
-    for name, text in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (root / "docs/TESTING.md").read_text(), re.S):
-        (tmp_path / name.replace("app.py", "visits.py")).write_text(text.replace("app:app", "visits:app"))
-    done = run_clean(["-m", "pytest", *PLAIN, "-p", "no:xdist", "-W", "error"], cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 passed" in done.stdout
+    passes(tmp_path, 3)
+
+
+def test_the_page(tmp_path):
+    """The tests in docs/TESTING.md pass."""
+    for name, text in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "docs/TESTING.md").read_text(), re.S):
+        (tmp_path / name).write_text(text)
+    passes(tmp_path, 2)

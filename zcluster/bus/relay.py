@@ -6,6 +6,7 @@ still, and sends it again. So the memory spent here is bounded by the queues of 
 
 import logging
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +25,9 @@ log = logging.getLogger("zcluster.master")
 # few that watch it; a thousand of them is a program that forgets to close them.
 HANDLES_MAX: Final = 1000
 NAME_MAX_CHARS: Final = 64
+# Peers of the master before join us one after the other, within milliseconds or, on a busy machine, a second or two:
+# what the first of them publishes is kept for the last, reliable or not.
+JOINING_S: Final = 5.0
 
 
 @dataclass
@@ -42,6 +46,7 @@ class Relay:
         self._publishers: dict[str, tuple[int, int, int]] = {}  # mailbox -> stream, pieces, those of an open message
         self._owed: set[str] = set()  # publishers to whom an acknowledgement is due
         self._ring = Ring()
+        self._joining_until = time.monotonic() + JOINING_S
         self._members = Members(hub.epoch, 0, {}, {}, 0)
         self.changed = True  # who is there, perhaps
 
@@ -162,7 +167,7 @@ class Relay:
                 mail.reliable,
                 mail.at,
             )
-            self._ring.put(publication)
+            self._ring.put(publication, keep=time.monotonic() < self._joining_until)
             return publication
 
         self._hub.publish(TOPICS, make)

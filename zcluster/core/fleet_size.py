@@ -48,7 +48,8 @@ class Sizes(Acts):
             return
         slot = self._open(event.env, now)
         self._resized()
-        self.out.append(f.Reply(event.asker, body={"slot": slot}))
+        # Whoever asked knows its worker by the id: one that was in this slot before has a lower one.
+        self.out.append(f.Reply(event.asker, body={"slot": slot, "id": self.roster.next_id}))
 
     def close(self, event: f.Close, now: float) -> None:
         """Close the slot of a worker, or all. A worker that leaves already takes nothing with it."""

@@ -80,6 +80,7 @@ class Replayed(Struct, frozen=True, array_like=True, tag="replayed"):
     first: int
     last: int
     lost: dict[str, int] = {}  # topic -> how many; "" for those the master does not remember
+    senders: dict[str, int] = {}  # who published them, where it remembers -> serial of the first of each
 
 
 class Members(Struct, frozen=True, array_like=True, tag="members"):

@@ -16,9 +16,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec import structs
+
 from zcluster.core.mail import PAYLOAD_MAX_BYTES, Missing, Publication, Replayed
 
 ASK_AGAIN_S: Final = 0.2  # an answer takes a millisecond; a link that was replaced meanwhile loses the question
+SETTLE_S: Final = 0.02  # after joining: what is on its way by pub comes first, and need not be asked for
 HELD_MAX: Final = 2048  # pieces that wait behind a hole: 128 MiB at the very worst; others are asked for later
 SEEN_MAX: Final = 20_000  # senders whose last serial is known; the one not heard of for longest is forgotten
 PARTIAL_MAX_BYTES: Final = 4 * PAYLOAD_MAX_BYTES  # of messages that are not complete, of all senders together
@@ -53,13 +56,13 @@ class Ring:
         self._bytes = 0
         self._kept: deque[Publication] = deque()  # those with bodies, oldest first
 
-    def put(self, publication: Publication) -> None:
-        """Remember it; the next number each time."""
-        if publication.reliable:
+    def put(self, publication: Publication, *, keep: bool = False) -> None:
+        """Remember it, with its body if it is reliable or asked for; the next number each time."""
+        keep = keep or publication.reliable
+        if keep:
             self._kept.append(publication)
             self._bytes += len(publication.body)
-        slim = publication if publication.reliable else _slim(publication)
-        self._frames.append((slim, publication.reliable))
+        self._frames.append((publication if keep else _slim(publication), keep))
         while self._bytes > RING_MAX_BYTES:
             self._drop_body()
         if len(self._frames) > RING_MAX:
@@ -81,6 +84,7 @@ class Ring:
         if last < first:
             return [], Replayed(asked.first, asked.last, {"": asked.last - asked.first + 1})
         lost: dict[str, int] = {}
+        senders: dict[str, int] = {}
         again: list[Publication] = []
         if first < start:
             lost[""] = min(last, start - 1) - first + 1
@@ -90,15 +94,16 @@ class Ring:
                 again.append(publication)
             elif not publication.more:  # a message is counted where it ends
                 lost[publication.topic] = lost.get(publication.topic, 0) + 1
+                senders.setdefault(publication.sender, publication.serial)
             if len(again) == REPLAY_MAX:
                 last = number
                 break
-        return again, Replayed(first, last, lost)
+        return again, Replayed(first, last, lost, senders)
 
 
 def _slim(publication: Publication) -> Publication:
     """The same without its body."""
-    return Publication(publication.epoch, publication.number, "", 0, publication.topic, b"", more=publication.more)
+    return structs.replace(publication, body=b"")
 
 
 class Subscriber:
@@ -111,11 +116,11 @@ class Subscriber:
         self._head = 0  # the last number known to exist
         self._held: dict[int, Publication] = {}
         self._asked_at = float("-inf")
-        self._asked_upto = 0  # the last number asked for
+        self._asked = (0, 0)  # the first and last number asked for; the answer is not here yet
         self._since = float("inf")  # following from then on
         self._seen: dict[str, int] = {}  # sender -> last serial
         self._unsure: set[str] = set()  # senders not heard of since the last master ended
-        self._unclaimed = 0  # lost in this count; some of them may be what those senders' serials will show missing
+        self._anyones = 0  # lost in this count, nobody knows whose: a hole that such a sender shows may be these
         self._partial: dict[str, tuple[int, list[bytes], int]] = {}  # sender -> serial, pieces and their bytes so far
         self._partial_bytes = 0
 
@@ -132,23 +137,23 @@ class Subscriber:
             self.upto, self._head = 0, 0
             self._held.clear()
             self._partial.clear()
-            self._partial_bytes = self._unclaimed = 0
+            self._partial_bytes = self._anyones = 0
             self._unsure = set(self._seen)
         self.epoch = epoch
         self._head = max(self._head, head)
-        self._asked_at, self._asked_upto = float("-inf"), 0
+        self._asked_at, self._asked = now - ASK_AGAIN_S + SETTLE_S, (0, 0)
 
     def ask(self, now: float) -> Missing | None:
         """The question to ask now about what is missing, None when there is none."""
         if self._head <= self.upto or now < self._asked_at + ASK_AGAIN_S:
             return None
         self._asked_at = now
-        self._asked_upto = min(self._held, default=self._head + 1) - 1
-        return Missing(self.upto + 1, self._asked_upto)
+        self._asked = self.upto + 1, min(self._held, default=self._head + 1) - 1
+        return Missing(*self._asked)
 
     def expects(self, publication: Publication) -> bool:
         """Whether it was asked for; so there is room for it: an answer has at most REPLAY_MAX pieces."""
-        return publication.epoch == self.epoch and self.upto < publication.number <= self._asked_upto
+        return publication.epoch == self.epoch and self.upto < publication.number <= self._asked[1]
 
     def heads(self, epoch: int, head: int) -> None:
         """The master's tick: the last number of its count."""
@@ -174,15 +179,21 @@ class Subscriber:
     def replayed(self, answer: Replayed) -> list[Published | Lost]:
         """The master's last word: what has not come of this stretch never will."""
         out: list[Published | Lost] = []
-        if not answer.first <= self.upto + 1 <= answer.last:
-            return out
+        if answer.first != self._asked[0] or answer.last <= self.upto:
+            return out  # it was asked twice
+        self._asked = (0, 0)
+        self._anyones += answer.lost.get("", 0)
+        unsure = {sender: answer.senders[sender] for sender in self._unsure & answer.senders.keys()}
         for number in range(self.upto + 1, answer.last + 1):
             held = self._held.pop(number, None)
             self.upto = number
             if held is not None:
+                if unsure.get(held.sender, held.serial) < held.serial:
+                    self._look_back(held.sender, unsure.pop(held.sender), out)
                 self._process(held, out)
+        for sender, serial in unsure.items():
+            self._look_back(sender, serial, out)
         for topic, count in answer.lost.items():
-            self._unclaimed += count
             self._lose(topic, count, out)
         self._asked_at = float("-inf")
         self._release(out)
@@ -200,12 +211,9 @@ class Subscriber:
         if publication.serial <= seen or (publication.at and not seen and publication.at <= self._since):
             return
         if sender in self._unsure:
-            self._unsure.discard(sender)
-            gone = publication.serial - seen - 1
-            claimed = min(gone, self._unclaimed)
-            self._unclaimed -= claimed
-            if gone > claimed:
-                self._lose("", gone - claimed, out)
+            self._look_back(sender, publication.serial, out)
+            if publication.at:  # there are holes between those that are published again
+                self._unsure.add(sender)
         serial, parts, size = self._partial.pop(sender, (0, [], 0))
         self._partial_bytes -= size
         if serial != publication.serial:
@@ -225,6 +233,15 @@ class Subscriber:
             return
         self._see(sender, publication.serial)
         out.append(Published(sender, publication.topic, parts[0] if len(parts) == 1 else b"".join(parts)))
+
+    def _look_back(self, sender: str, serial: int, out: list[Published | Lost]) -> None:
+        """The first of a sender's in this count: what is missing before it, the last master took with it."""
+        gone = max(0, serial - self._seen.get(sender, 0) - 1)
+        told = min(gone, self._anyones)
+        self._anyones -= told
+        self._unsure.discard(sender)
+        if gone > told:
+            self._lose("", gone - told, out)
 
     def _see(self, sender: str, serial: int) -> None:
         self._seen.pop(sender, None)  # to the end: the one heard of last is forgotten last

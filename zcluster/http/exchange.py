@@ -108,6 +108,18 @@ class Exchange:
 
     def write(self, data: bytes, /) -> None:
         """Send one block, with the head in front of the first; BrokenPipeError when the client is gone."""
+        if (
+            self.status_line and not (self.sent or self.done or self.bodiless) and type(data) is bytes
+            and 0 < len(data) == self._left
+        ):  # fmt: skip
+            # The rule of frameworks: the first block is all of it. What follows would do the same.
+            head = self._head(-1)
+            self._left, self.sent_bytes = 0, len(data)
+            if len(data) <= JOIN_BYTES:
+                self._connection.write(head + data)
+            else:
+                self._connection.write(head, data)
+            return
         if not isinstance(data, bytes):
             raise TypeError(f"a response body is made of bytes, not {type(data).__name__}")
         if self.complete or self.done:  # it would be taken for the beginning of the next response
@@ -216,7 +228,10 @@ class Exchange:
                         self.write(data)
                         if self.bodiless:
                             break  # the head is all there is to send
-                self._finish()
+                if self.sent and not (self._left or self._chunked or self._trimmed):
+                    self.complete = True  # as `_finish` would find
+                else:
+                    self._finish()
         finally:
             close = getattr(result, "close", None)
             if close is not None:

@@ -46,7 +46,7 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "ledger_tick_s": 0.05,
     "orphan_timeout_s": 0.5,
     "dump_grace_s": 0.2,
-    "boot_timeout_s": 20.0,
+    "boot_timeout_s": 30.0,
 }
 WAIT_TIMEOUT_S: Final = 30.0  # longer than anything healthy takes, shorter than a test run
 ANSWER_TIMEOUT_S: Final = 5.0  # a master that lives answers in milliseconds
