@@ -54,6 +54,13 @@ class News:
         self._kept_bytes = 0
         self._early: deque[tuple[int, Letter]] = deque()
 
+    def renewed(self, owner: Callable[[], Owner]) -> "News":
+        """The same listeners and settings for another attempt, after one of which nothing is left."""
+        news = News(owner)
+        news._functions, news.settings = self._functions, self.settings
+        news.replays, news.keeps_mail, news.dropped = self.replays, self.keeps_mail, self.dropped
+        return news
+
     # ---- listening -------------------------------------------------------------------------------------------------
     def on(self, event: str, fn: Callback) -> None:
         """Call a function at each such event from now on."""

@@ -111,7 +111,7 @@ class Station:
         self.turns = 0
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._orders = []
-        self._running, self._awake = True, threading.Event()
+        self._running, self._awake, self._resting = True, threading.Event(), threading.Event()
         self._awake.set()
         self.mailbox = Mailbox(name, self.on, lambda: None, daemon=True)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -137,7 +137,9 @@ class Station:
         self.link.register(self._bell)
         self.mailbox.attach(self.ring, self.exits.append)
         while self._running:
-            self._awake.wait()
+            if not self._awake.is_set():
+                self._resting.set()
+                self._awake.wait()
             due = min(self.mailbox.due, time.monotonic() + 60)
             delivered, ready = self.link.poll(max(0.0, due - time.monotonic()))
             self.turns += 1
@@ -156,9 +158,11 @@ class Station:
         self.ring()
 
     def stop(self):
-        """As SIGSTOP would, after the turn it is in."""
+        """As SIGSTOP would; returns when it has stopped."""
+        self._resting.clear()
         self._awake.clear()
         self.ring()
+        assert self._resting.wait(WAIT_S)
 
     def go_on(self):
         self._awake.set()

@@ -1,0 +1,389 @@
+"""What one peer has to send: each message is settled exactly once, whoever comes, leaves, or loses it on the way."""
+
+from collections import defaultdict, deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zcluster.core import post as post_module
+from zcluster.core import streams
+from zcluster.core.mail import MASTER, Got, Members
+from zcluster.core.outbox import QueueFull
+from zcluster.core.post import ABSENT_S, HANDLES, KEEP_S, LEAVING_S, Post
+from zcluster.core.streams import Incoming, Parcel
+from zcluster.errors import PeerGone
+
+PIECE, WINDOW = 4, 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Pieces and windows of a few bytes and frames."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "PIECE_BYTES", PIECE)
+        patch.setattr(streams, "WINDOW_PIECES", WINDOW)
+        yield
+
+
+class World:
+    """A post, a master that may die, and receivers that come and go; frames may be lost, their order is kept."""
+
+    def __init__(self):
+        self.post, self.now = Post("worker:1"), 1.0
+        self.epoch, self.number, self.linked = 1, 0, False
+        self.workers, self.next_id = {1, 2, 3}, 4
+        self.handles = set()  # those that live
+        self.away = set()  # of them, those that this master does not know (yet)
+        self.handles_made = 0
+        self.incoming = defaultdict(Incoming)
+        self.frames = deque()
+        self.arrived = defaultdict(list)  # bodies, by receiver
+        self.sent = defaultdict(list)
+        self.tickets = 0
+        self.open = {}  # ticket -> how many copies are not settled
+        self.settled = defaultdict(list)
+
+    # ---- steps -----------------------------------------------------------------------------------------------------
+    def send(self, n):
+        to = ("worker:2", "worker:3", "worker:4", MASTER, HANDLES, *sorted(self.handles))[n % (5 + len(self.handles))]
+        self.tickets += 1
+        body = f"{self.tickets}".encode().ljust(1 + n, b".")
+        try:
+            copies = self.post.put(to, Parcel("message", body, self.tickets), self.now)
+        except PeerGone:
+            assert to not in self.there() or to == "worker:4"
+            return
+        self.open[self.tickets] = max(1, copies)
+        self.sent[to].append(body)
+
+    def there(self):
+        return {*(f"worker:{id_}" for id_ in self.workers), *self.handles, MASTER}
+
+    def pump(self, n):
+        if not self.linked:
+            return
+        for count, (stream, mail) in enumerate(self.post.pieces()):
+            if count > n:
+                break
+            self.frames.append(mail)
+            stream.sent(self.now)
+
+    def deliver(self, n):
+        for _ in range(min(n, len(self.frames))):
+            mail = self.frames.popleft()
+            if not self.linked or mail.to not in self.there() or mail.to in self.away:
+                continue
+            incoming = self.incoming[mail.to]
+            if incoming.meet(mail) and (body := incoming.take(mail)) is not None:
+                self.arrived[mail.to].append(body)
+            self.hear(Got(mail.to, "worker:1", incoming.stream, incoming.upto, WINDOW))
+
+    def hear(self, got):
+        for parcel in self.post.got(got, self.now):
+            self.settle(parcel.ticket, "received")
+
+    def settle(self, ticket, how):
+        if ticket:
+            assert self.open[ticket] > 0, "settled twice"
+            self.open[ticket] -= 1
+            self.settled[ticket].append(how)
+
+    def lose(self, n):
+        for _ in range(min(n, len(self.frames))):
+            self.frames.popleft()
+
+    def members(self, _n=0):
+        self.number += 1
+        news = Members(
+            self.epoch,
+            self.number,
+            dict.fromkeys(self.workers, (0, True)),
+            dict.fromkeys(sorted(self.handles - self.away), False),
+            self.next_id,
+        )
+        if self.linked:
+            self.post.learn(news, self.now)
+            self.take_news()
+
+    def take_news(self):
+        for ticket, count in self.post.spread:
+            assert self.open[ticket] == 1
+            self.open[ticket] = count
+        self.post.spread = []
+        for parcel, reason in self.post.failed:
+            assert reason
+            self.settle(parcel.ticket, reason)
+        self.post.failed = []
+
+    def kill(self, n):
+        if victims := sorted(self.workers - {1}):
+            self.workers.discard(victims[n % len(victims)])
+            self.members()
+
+    def born(self, _n):
+        self.workers.add(self.next_id)
+        self.next_id += 1
+        self.members()
+
+    def open_handle(self, _n):
+        self.handles_made += 1
+        self.handles.add(f"handle:9-{self.handles_made}")
+        self.members()
+
+    def close_handle(self, n):
+        if self.handles:
+            name = sorted(self.handles)[n % len(self.handles)]
+            self.handles.discard(name)
+            self.away.discard(name)
+            self.members()
+
+    def handles_come(self, _n):
+        self.away.clear()
+        self.members()
+
+    def part(self, _n):
+        self.linked = False
+        self.frames.clear()
+        self.post.parted()
+
+    def link(self, n):
+        """Again to the same master, or (every third time) to the next one."""
+        new = n % 3 == 0
+        if new:
+            self.part(0)
+            self.epoch, self.number, self.away = self.epoch + 1, 0, set(self.handles)
+            self.incoming.pop(MASTER, None)
+        self.linked = True
+        self.frames.clear()
+        self.post.linked(self.now, new_master=new)
+        self.members()
+
+    def wait(self, n):
+        self.now += n / 4
+        if self.now >= self.post.due:
+            self.post.expire(self.now)
+            self.take_news()
+            assert self.post.due > self.now, "its thread would spin"
+
+    # ---- what holds ------------------------------------------------------------------------------------------------
+    def check(self):
+        kept = [parcel for stream in self.post._streams.values() for parcel in stream.parcels()]
+        kept += self.post._parked
+        assert self.post.count == len(kept)
+        assert self.post.bytes == sum(len(parcel.body) for parcel in kept)
+        waiting = defaultdict(int)
+        for parcel in kept:
+            waiting[parcel.ticket] += 1
+        assert {ticket: n for ticket, n in self.open.items() if n} == {t: n for t, n in waiting.items() if t}
+
+    def finish(self):
+        """Nothing is lost from now on, and all handles come back: everything is settled within bounded time."""
+        self.link(1)
+        self.handles_come(0)
+        end = self.now + 3 * ABSENT_S
+        while self.post.count:
+            self.pump(1000)
+            moved = bool(self.frames)
+            self.deliver(len(self.frames))
+            self.check()
+            if self.post.count and not moved:
+                assert self.now <= end, "something is never settled"
+                self.now = max(self.now, self.post.due)
+                self.wait(0)
+        assert not any(self.open.values())
+
+
+OPS = ["lose", "kill", "born", "open_handle", "close_handle", "handles_come", "part"]
+OPS += ["send", "send", "send", "pump", "pump", "deliver", "deliver", "link", "link", "wait", "wait"]
+
+
+@settings(max_examples=4000)
+@given(st.lists(st.tuples(st.sampled_from(OPS), st.integers(0, 9)), max_size=50))
+def test_every_message_is_settled_once_whoever_comes_and_goes(steps):
+    """Received or given up, exactly once; in order, at most once; and never given up while its receiver lives."""
+    world = World()
+    for op, n in steps:
+        getattr(world, op)(n)
+        world.check()
+    world.finish()
+    for name, bodies in world.arrived.items():
+        if name != MASTER:  # the next one may be told twice
+            assert len(bodies) == len(set(bodies))
+            for to in (name, HANDLES):
+                of_one = [body for body in bodies if body in world.sent[to]]
+                assert of_one == [body for body in world.sent[to] if body in bodies]
+    for id_ in (2, 3):
+        if id_ in world.workers:
+            assert world.arrived[f"worker:{id_}"] == world.sent[f"worker:{id_}"]
+
+
+def members(number, *ids, handles=(), epoch=1, next_id=10):
+    return Members(epoch, number, dict.fromkeys(ids, (0, True)), dict.fromkeys(handles, False), next_id)
+
+
+def joined(*ids, handles=()):
+    """A post that knows who is there."""
+    post = Post("worker:1")
+    post.linked(1.0, new_master=False)
+    post.learn(members(1, 1, *ids, handles=handles), 1.0)
+    return post
+
+
+def parcel(ticket=1, body=b"x", **fields):
+    return Parcel("message", body, ticket, **fields)
+
+
+def test_what_is_sent_before_there_is_a_link_waits_however_long_that_takes():
+    """An app that sends while it is imported, or while no master lives, must not lose it to a deadline."""
+    post = Post("worker:1")
+    post.put("worker:99", parcel(1), 0.0)
+    post.put(HANDLES, parcel(2), 0.0)
+    assert post.due == float("inf")
+    post.expire(1000.0)
+    assert post.failed == []
+    post.linked(1000.0, new_master=False)
+    post.expire(1000.0 + ABSENT_S - 0.1)
+    assert post.failed == []
+    post.parted()
+    post.expire(3000.0)
+    post.learn(members(1, 1), 3000.0)
+    assert post.failed == []
+
+
+def test_an_older_list_of_members_than_the_known_one_is_ignored():
+    """The snapshot that fills a gap and the publications of pub overtake one another."""
+    post = joined(2)
+    post.learn(members(3, 1, 2, 3), 1.0)
+    post.put("worker:3", parcel(), 1.0)
+    post.learn(members(2, 1, 2), 1.0)
+    assert post.is_there("worker:3")
+    assert post.failed == []
+
+
+def test_a_handle_that_has_ended_is_gone_at_once_and_one_that_lost_its_master_is_waited_for():
+    """The master that named it watches its process; the next one may not have heard of it yet."""
+    post = joined(handles=["handle:1-a", "handle:1-b"])
+    post.put("handle:1-a", parcel(1), 1.0)
+    post.put("handle:1-b", parcel(2), 1.0)
+    post.learn(members(2, 1, handles=["handle:1-b"]), 1.0)
+    assert [(p.ticket, "ended" in reason) for p, reason in post.failed] == [(1, True)]
+    with pytest.raises(PeerGone):
+        post.put("handle:1-a", parcel(3), 1.0)
+    post.linked(2.0, new_master=True)
+    post.learn(members(1, 1, epoch=2), 2.0)
+    post.expire(2.0 + ABSENT_S - 0.01)
+    assert len(post.failed) == 1
+    assert post.due == pytest.approx(2.0 + ABSENT_S)
+    post.expire(2.0 + ABSENT_S)
+    assert [p.ticket for p, _reason in post.failed] == [1, 2]
+    post.put("handle:1-b", parcel(4), 8.0)  # it has only been stopped, and comes back: a new stream to it
+    post.learn(members(2, 1, handles=["handle:1-b"], epoch=2), 9.0)
+    ((_stream, mail),) = take_all(post, 9.0)
+    assert (mail.number, mail.stream) == (1, 3)
+    assert [p.ticket for p in post.got(Got("handle:1-b", "worker:1", 3, 1, 5), 9.0)] == [4]
+
+
+def test_the_names_of_handles_that_have_ended_are_not_kept_for_ever(monkeypatch):
+    """The oldest is forgotten; it is waited for in vain then, like a name that never was."""
+    monkeypatch.setattr(post_module, "GONE_MAX", 3)
+    post = joined()
+    for number in range(2, 12, 2):
+        post.learn(members(number, 1, handles=[f"handle:1-{number}"]), 1.0)
+        post.learn(members(number + 1, 1), 1.0)
+    assert [post.is_there(f"handle:1-{number}") for number in range(2, 12, 2)] == [None, None, False, False, False]
+
+
+def test_what_was_published_reliably_is_published_again_to_the_next_master_in_order():
+    """Those that the old one had taken lately, with the time of the first attempt, then those it had not."""
+    post = joined()
+    for serial in range(1, 5):
+        post.put(MASTER, parcel(serial, topic="t", serial=serial, reliable=serial % 2 == 1), 1.0)
+    for stream, _mail in post.pieces():
+        stream.sent(1.5)
+    assert [p.ticket for p in post.got(Got(MASTER, "worker:1", 1, 3, 5), 1.6)] == [1, 2, 3]
+    post.parted()
+    post.linked(3.0, new_master=True)
+    sent = [(mail.serial, mail.at, mail.stream) for _stream, mail in take_all(post, 3.0)]
+    assert sent == [(1, 1.5, 2), (3, 1.5, 2), (4, 1.5, 2)]
+    assert [p.ticket for p in post.got(Got(MASTER, "worker:1", 2, 3, 5), 3.1)] == [0, 0, 4]
+    post.linked(3.2 + KEEP_S, new_master=True)
+    assert take_all(post, 9.0) == []
+    assert post.count == 0
+
+
+def take_all(post, now):
+    out = []
+    for stream, mail in post.pieces():
+        out.append((stream, mail))
+        stream.sent(now)
+    return out
+
+
+def test_what_is_kept_for_the_next_master_is_bounded(monkeypatch):
+    """In number and in bytes."""
+    monkeypatch.setattr(post_module, "KEEP_MAX", 3)
+    monkeypatch.setattr(post_module, "KEEP_MAX_BYTES", 10)
+    post = joined()
+    for serial in range(1, 9):
+        post.put(MASTER, parcel(serial, body=b"xxxx", topic="t", serial=serial, reliable=True), 1.0)
+        for stream, mail in post.pieces():
+            stream.sent(1.0)
+            post.got(Got(MASTER, "worker:1", 1, mail.number, 5), 1.0)
+    post.linked(2.0, new_master=True)
+    assert [mail.serial for _stream, mail in take_all(post, 2.0)] == [7, 8]
+
+
+def test_a_full_post_refuses_and_a_reply_always_finds_room(monkeypatch):
+    """QueueFull says how much waits; whoever asked must be answered all the same."""
+    monkeypatch.setattr(post_module, "MESSAGES_MAX", 2)
+    post = joined(2)
+    post.put("worker:2", parcel(1), 1.0)
+    post.put("worker:2", parcel(2), 1.0)
+    with pytest.raises(QueueFull, match="2 messages"):
+        post.put("worker:2", parcel(3), 1.0)
+    post.put("worker:2", parcel(4), 1.0, force=True)
+    for stream, mail in post.pieces():
+        stream.sent(1.0)
+        post.got(Got("worker:2", "worker:1", 1, mail.number, 5), 1.0)
+    post.put("worker:2", parcel(5), 1.0)
+    monkeypatch.setattr(post_module, "BYTES_MAX", 10)
+    post.put("worker:2", parcel(6, body=b"x" * 50), 1.0)
+    with pytest.raises(QueueFull, match="51 bytes"):
+        post.put("worker:2", parcel(7), 1.0)
+
+
+def test_one_receiver_that_does_not_listen_leaves_room_for_the_others(monkeypatch):
+    """A stopped worker, or a handle nobody reads, is full by itself, and the error names it."""
+    monkeypatch.setattr(post_module, "ONE_MESSAGES_MAX", 2)
+    post = joined(2, 3, handles=["handle:1-a", "handle:1-b"])
+    for to in ("worker:2", "worker:2", "handle:1-b", "handle:1-b"):
+        post.put(to, parcel(), 1.0)
+    for to, who in (("worker:2", "worker:2"), ("handle:1-b", "handle:1-b"), (HANDLES, "handle:1-b")):
+        with pytest.raises(QueueFull, match=f"2 messages .2 bytes. wait to be received by {who}"):
+            post.put(to, parcel(), 1.0)
+    assert post.put("worker:3", parcel(), 1.0) == post.put("handle:1-a", parcel(), 1.0) == 1
+    monkeypatch.setattr(post_module, "ONE_MESSAGES_MAX", 9)
+    monkeypatch.setattr(post_module, "ONE_BYTES_MAX", 5)
+    post.put("worker:3", parcel(body=b"x" * 10), 1.0)
+    with pytest.raises(QueueFull, match="by worker:3"):
+        post.put("worker:3", parcel(), 1.0)
+
+
+def test_who_leaves_does_not_wait_long_for_a_handle_that_nobody_opens():
+    """A cluster of the command line has none: each of its workers would take seconds to leave."""
+    post = joined()
+    post.put(HANDLES, parcel(1), 10.0)
+    assert post.due == 10.0 + ABSENT_S
+    post.leave()
+    assert post.due == 10.0 + LEAVING_S
+    post.expire(10.0 + LEAVING_S)
+    assert [p.ticket for p, _reason in post.failed] == [1]
+
+
+def test_a_long_message_holds_up_its_own_stream_only():
+    """Pieces of all streams take turns."""
+    post = joined(2, 3)
+    post.put("worker:2", parcel(1, body=b"x" * 12), 1.0)
+    post.put("worker:3", parcel(2), 1.0)
+    assert [mail.to for _stream, mail in take_all(post, 1.0)] == ["worker:2", "worker:3", "worker:2", "worker:2"]

@@ -1,0 +1,242 @@
+"""One stream of mail: whatever its links lose, each message arrives once and in order, and the stream never stops."""
+
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zcluster.core import streams
+from zcluster.core.streams import RETRY_MAX_S, Incoming, Outgoing, Parcel
+
+PIECE, WINDOW = 4, 5  # small, so that a few steps fill a window
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Pieces and windows of a few bytes and frames."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "PIECE_BYTES", PIECE)
+        patch.setattr(streams, "WINDOW_PIECES", WINDOW)
+        yield
+
+
+class Pair:
+    """Both ends, and two links between them that keep the order and may lose frames."""
+
+    def __init__(self):
+        self.out, self.incoming = Outgoing("a", "b", 7), Incoming()
+        self.there, self.back = deque(), deque()
+        self.room, self.now = WINDOW, 1.0
+        self.bodies, self.arrived, self.done = [], [], []
+
+    def put(self, n):
+        body = f"{len(self.bodies):02d}".encode()[: 2 * n].ljust(2 * n, b".")  # of 1 to 4 pieces, empty, to the brim
+        self.bodies.append(body)
+        self.out.put(Parcel("message", body, len(self.bodies)))
+
+    def send(self, n):
+        for _ in range(n):
+            if (mail := self.out.head()) is not None:
+                assert len(mail.body) <= PIECE
+                self.there.append(mail)
+                self.out.sent(self.now)
+
+    def deliver(self, n):
+        for _ in range(min(n, len(self.there))):
+            mail = self.there.popleft()
+            if self.incoming.meet(mail) and self.room and (body := self.incoming.take(mail)) is not None:
+                self.arrived.append(body)
+
+    def answer(self, _n):
+        if self.incoming.stream:  # it has met the stream
+            self.back.append((self.incoming.stream, self.incoming.upto, self.room))
+
+    def hear(self, n):
+        for _ in range(min(n, len(self.back))):
+            stream, upto, room = self.back.popleft()
+            if self.out.is_forgotten(stream, upto):
+                fresh = Outgoing("a", "b", stream + 1)
+                for parcel in self.out.parcels():
+                    fresh.put(parcel)
+                self.out = fresh
+            self.done += [parcel.ticket for parcel in self.out.got(stream, upto, room, self.now)]
+
+    def wait(self, n):
+        self.now += n / 10
+        self.out.expire(self.now)
+
+    def lose(self, n):
+        for _ in range(min(n, len(self.there))):
+            self.there.popleft()
+
+    def lose_answers(self, n):
+        for _ in range(min(n, len(self.back))):
+            self.back.popleft()
+
+    def relink(self, _n):
+        self.there.clear()
+        self.back.clear()
+        self.out.again(self.now)
+
+    def receiver_relinks(self, _n):
+        self.there.clear()
+        self.back.clear()
+
+    def fill(self, _n):
+        self.room = 0
+
+    def ease(self, _n):
+        self.room = WINDOW
+
+    def check(self):
+        assert self.arrived == self.bodies[: len(self.arrived)]
+        assert self.done == list(range(1, len(self.done) + 1))
+        assert len(self.done) <= len(self.arrived)
+        assert len(self.out) == len(self.bodies) - len(self.done)
+        assert self.out.bytes == sum(map(len, self.bodies[len(self.done) :]))
+        assert self.out.due == float("inf") or self.out.parcels()
+
+    def turn(self):
+        """All that is possible without time passing; true when something moved."""
+        before = (len(self.there), len(self.arrived), len(self.done))
+        self.send(WINDOW + 1)
+        moved = bool(self.there)
+        self.deliver(len(self.there))
+        if moved:
+            self.answer(0)
+        self.hear(len(self.back))
+        return moved or before != (len(self.there), len(self.arrived), len(self.done))
+
+    def finish(self):
+        """From now on nothing is lost and there is room; returns how long it took (seconds)."""
+        self.room, began = WINDOW, self.now
+        self.deliver(len(self.there))
+        self.answer(0)
+        self.hear(len(self.back))
+        for _ in range(10 * len(self.bodies) + 10):
+            while self.turn():
+                self.check()
+            if len(self.done) == len(self.bodies):
+                return self.now - began
+            assert self.out.due < float("inf"), "it has stopped for ever"
+            self.now = max(self.now, self.out.due)
+            self.out.expire(self.now)
+        raise AssertionError("it makes no progress")
+
+
+OPS = [
+    "put",
+    "deliver",
+    "answer",
+    "hear",
+    "wait",
+    "lose",
+    "lose_answers",
+    "relink",
+    "receiver_relinks",
+    "fill",
+    "ease",
+]
+OPS += ["send", "send"]
+
+
+@settings(max_examples=4000)
+@given(st.lists(st.tuples(st.sampled_from(OPS), st.integers(0, 7)), max_size=60))
+def test_each_message_arrives_once_and_in_order_over_links_that_lose(steps):
+    """Any history of losses, new links and full receivers; then the rest arrives, soon, without any other help."""
+    pair = Pair()
+    for op, n in steps:
+        getattr(pair, op)(n)
+        pair.check()
+    assert pair.finish() <= 2 * RETRY_MAX_S
+    assert pair.arrived == pair.bodies
+    assert pair.out.due == float("inf")
+
+
+@given(st.integers(0, 8), st.integers(1, 8), st.booleans())
+def test_a_receiver_that_has_forgotten_the_stream_gets_what_it_has_not_acknowledged(before, after, in_the_middle):
+    """Its memory of streams is bounded: the sender begins anew, and nothing stops."""
+    pair = Pair()
+    for _ in range(before):
+        pair.put(4)
+    if before:
+        pair.finish()
+    for _ in range(after):
+        pair.put(4)
+    if in_the_middle:
+        pair.send(1)
+        pair.deliver(1)
+        pair.answer(0)
+        pair.hear(1)
+    pair.incoming = Incoming()
+    pair.finish()
+    assert pair.arrived == pair.bodies
+
+
+def test_a_receiver_that_has_room_again_is_sent_what_it_had_thrown_away_at_once():
+    """Otherwise each full inbox would cost the pause of a question, and pauses double."""
+    pair = Pair()
+    for _ in range(3):
+        pair.put(2)
+    pair.send(2)
+    pair.fill(0)
+    pair.deliver(2)
+    pair.answer(0)
+    pair.hear(1)
+    pair.send(1)
+    assert not pair.there
+    pair.ease(0)
+    pair.answer(0)
+    pair.hear(1)
+    pair.send(3)
+    assert [mail.number for mail in pair.there] == [1, 2, 3]
+
+
+def test_whoever_is_silent_is_asked_with_one_piece_and_ever_more_rarely():
+    """A stopped process must find no pile of repetitions."""
+    pair = Pair()
+    for _ in range(WINDOW + 3):
+        pair.put(2)
+    pair.send(100)
+    assert len(pair.there) == WINDOW
+    pair.there.clear()
+    pauses = []
+    for _ in range(8):
+        pauses.append(pair.out.due - pair.now)
+        pair.now = pair.out.due
+        pair.out.expire(pair.now)
+        pair.send(100)
+        assert [mail.number for mail in pair.there] == [1]
+        pair.there.clear()
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == RETRY_MAX_S
+
+
+def test_answers_of_another_stream_or_from_nowhere_change_nothing():
+    """An older stream, a younger one, more than was ever sent, and no room at all (not even zero)."""
+    pair = Pair()
+    for _ in range(3):
+        pair.put(2)
+    pair.send(1)
+    for stream, upto, room in ((6, 1, 5), (8, 1, 5), (7, 2, 5), (7, 99, 5)):
+        assert pair.out.got(stream, upto, room, 1.0) == []
+        assert not pair.out.is_forgotten(stream, upto)
+    pair.out.got(7, 0, -100, 1.0)
+    pair.send(9)
+    assert pair.finish() <= RETRY_MAX_S
+    assert pair.arrived == pair.bodies
+
+
+def test_a_message_that_grows_beyond_all_bounds_is_thrown_away(monkeypatch):
+    """No sender of ours does that; what comes after it arrives, and memory is bounded meanwhile."""
+    monkeypatch.setattr(streams, "PAYLOAD_MAX_BYTES", 10)
+    pair = Pair()
+    pair.out.put(Parcel("message", b"x" * 24))
+    pair.out.put(Parcel("message", b"small"))
+    pair.out.put(Parcel("message", b"0123456789"))
+    largest = 0
+    while pair.turn():
+        largest = max(largest, pair.incoming.bytes)
+    assert pair.arrived == [b"small", b"0123456789"]
+    assert largest <= 10 + PIECE

@@ -1,0 +1,245 @@
+"""Publications: a subscriber has each once, in order, and says of those it has not that they are lost."""
+
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zcluster.core import topics as topics_module
+from zcluster.core.mail import Missing, Publication
+from zcluster.core.topics import ASK_AGAIN_S, Lost, Published, Ring, Subscriber
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """A memory and answers of a few frames."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topics_module, "REPLAY_MAX", 3)
+        patch.setattr(topics_module, "HELD_MAX", 4)
+        yield
+
+
+class Sender:
+    """Numbers its messages; keeps the reliable ones for the next master."""
+
+    def __init__(self, name):
+        self.name, self.serial, self.kept = name, 0, []
+
+
+class World:
+    """One subscriber, two senders, a master that may be replaced; pub loses frames, ctl only with its link."""
+
+    def __init__(self):
+        self.epoch, self.head, self.ring, self.now = 1, 0, Ring(), 1.0
+        self.senders = [Sender("worker:1"), Sender("worker:2")]
+        self.pub, self.ctl = deque(), deque()
+        self.subscriber = Subscriber()
+        self.all, self.reliable = [], set()  # messages since the subscriber follows
+        self.got, self.lost = [], 0
+        self.joined = False
+        self.join(0)
+
+    def number(self, sender, serial, topic, body, pieces, reliable, at=0.0):
+        for part in range(pieces):
+            self.head += 1
+            more = part < pieces - 1
+            text = body[part : part + 1] if more else body[part:]
+            piece = Publication(self.epoch, self.head, sender, serial, topic, text, part, more, reliable, at)
+            self.ring.put(piece)
+            self.pub.append(piece)
+
+    def publish(self, n):
+        sender = self.senders[n % 2]
+        sender.serial += 1
+        reliable, pieces = n % 3 == 0, 1 + n % 4 // 2
+        topic, body = f"t{n % 2}", f"{sender.name}/{sender.serial}".encode()
+        self.all.append(body)
+        if reliable:
+            self.reliable.add(body)
+            sender.kept.append((sender.serial, topic, body, pieces, self.now))
+        self.number(sender.name, sender.serial, topic, body, pieces, reliable)
+
+    def lose(self, n):
+        for _ in range(min(n, len(self.pub))):
+            self.pub.popleft()
+
+    def hear(self, n):
+        for _ in range(min(n, len(self.pub))):
+            frame = self.pub.popleft()
+            if self.joined:
+                self.take(self.subscriber.take(frame))
+
+    def tick(self, _n):
+        if self.joined:
+            self.hear(len(self.pub))
+            self.subscriber.heads(self.epoch, self.head)
+
+    def ask(self, _n):
+        if not self.joined:
+            return
+        missing = self.subscriber.ask(self.now)
+        if missing is not None:
+            assert 0 < missing.first <= missing.last <= self.head
+            again, last_word = self.ring.replay(missing)
+            self.ctl += [*again, last_word]
+
+    def answer(self, n):
+        for _ in range(min(n, len(self.ctl))):
+            frame = self.ctl.popleft()
+            take = self.subscriber.take if isinstance(frame, Publication) else self.subscriber.replayed
+            self.take(take(frame))
+
+    def wait(self, n):
+        self.now += n * ASK_AGAIN_S / 2
+
+    def part(self, _n):
+        self.joined = False
+        self.pub.clear()
+        self.ctl.clear()
+
+    def join(self, _n):
+        self.part(0)
+        self.subscriber.joined(self.epoch, self.head, self.now)
+        self.joined = True
+
+    def replace(self, n):
+        """Another master; what was reliable is published again, before, while or after the subscriber joins."""
+        self.part(0)
+        self.epoch, self.head, self.ring = self.epoch + 1, 0, Ring()
+        again = [(sender, kept) for sender in self.senders[:: 1 if n % 2 else -1] for kept in sender.kept]
+        for count, (sender, (serial, topic, body, pieces, at)) in enumerate(again):
+            if count == n:
+                self.join(0)
+            self.number(sender.name, serial, topic, body, pieces, True, at)
+
+    def take(self, news):
+        for item in news:
+            if isinstance(item, Lost):
+                assert item.count > 0
+                self.lost += item.count
+            else:
+                assert isinstance(item, Published)
+                self.got.append(item.body)
+
+    def finish(self):
+        """Both senders are heard once more, and nothing is lost any more."""
+        if not self.joined:
+            self.join(0)
+        for n in (3, 6):
+            self.publish(n)
+        for _ in range(3 * len(self.all) + 10):
+            self.tick(0)
+            self.now += ASK_AGAIN_S
+            self.ask(0)
+            self.answer(len(self.ctl))
+        assert self.subscriber.due == float("inf"), "it waits for ever"
+
+    def check(self):
+        assert len(self.got) == len(set(self.got)), "one came twice"
+        for sender in self.senders:
+            serials = [int(body.split(b"/")[1]) for body in self.got if body.startswith(sender.name.encode())]
+            assert serials == sorted(serials)
+
+
+OPS = ["publish"] * 4 + ["lose", "hear", "hear", "tick", "ask", "answer", "wait", "part", "join"]
+
+
+def run(steps):
+    world = World()
+    for n in (1, 2):  # of a sender that was never heard nobody can tell what is missing
+        world.publish(n)
+    world.hear(99)
+    for op, n in steps:
+        getattr(world, op)(n)
+        world.check()
+    world.finish()
+    world.check()
+    assert world.reliable <= set(world.got)
+    return world
+
+
+@settings(max_examples=4000)
+@given(st.lists(st.tuples(st.sampled_from(OPS), st.integers(0, 11)), max_size=60))
+def test_of_one_master_each_publication_is_delivered_once_or_counted_as_lost(steps):
+    """Reliable ones come, in the end, all; of the others exactly as many are lost as did not come."""
+    world = run(steps)
+    assert len(world.got) + world.lost == len(world.all)
+    assert world.subscriber.lost == world.lost
+
+
+@settings(max_examples=4000)
+@given(st.lists(st.tuples(st.sampled_from([*OPS, "replace"]), st.integers(0, 11)), max_size=60))
+def test_over_the_deaths_of_masters_what_is_reliable_comes_once_and_no_loss_is_silent(steps):
+    """What a master took with it is published again, or shows as a hole in the serials of its sender."""
+    world = run(steps)
+    assert len(world.got) + world.lost == len(world.all)
+
+
+def test_who_begins_to_follow_gets_nothing_old(monkeypatch):
+    """Neither what this master has published before, nor what is published again after its death."""
+    world = World()
+    world.subscriber = Subscriber()
+    for n in (6, 6, 2):
+        world.publish(n)
+    world.now = 5.0
+    world.join(0)
+    world.replace(99)
+    world.join(0)
+    world.finish()
+    assert world.got == [b"worker:2/1", b"worker:1/4"]
+    assert world.lost == 0
+
+
+def test_the_memory_of_a_master_is_bounded_and_an_order_to_forget_is_kept(monkeypatch):
+    """In frames and in bytes; the stretch it does not remember is lost on nobody knows which topic."""
+    monkeypatch.setattr(topics_module, "RING_MAX", 10)
+    monkeypatch.setattr(topics_module, "RING_MAX_BYTES", 20)
+    ring = Ring()
+    for number in range(1, 31):
+        ring.put(Publication(1, number, "worker:1", number, "t", b"12345", reliable=number % 2 == 0))
+    again, word = ring.replay(Missing(1, 30))
+    assert [p.number for p in again] == [24, 26, 28]
+    assert (word.first, word.last, word.lost) == (1, 28, {"": 20, "t": 5})
+    again, word = ring.replay(Missing(29, 30))
+    assert [p.number for p in again] == [30]
+    assert (word.last, word.lost) == (30, {"t": 1})
+    again, word = ring.replay(Missing(1, 5))
+    assert (again, word.first, word.last, word.lost) == ([], 1, 5, {"": 5})
+    again, word = Ring().replay(Missing(1, 5))
+    assert (again, word.lost) == ([], {"": 5})
+
+
+def test_a_sender_killed_in_the_middle_of_a_large_one_does_not_use_up_the_room_for_ever(monkeypatch):
+    """Its pieces are given up when there is no room for those of others."""
+    monkeypatch.setattr(topics_module, "PARTIAL_MAX_BYTES", 10)
+    subscriber, number = Subscriber(), 0
+    subscriber.joined(1, 0, 1.0)
+    out = []
+    for sender in ("worker:1", "worker:2", "worker:3"):
+        for part in range(2):
+            number += 1
+            out += subscriber.take(Publication(1, number, sender, 1, "t", b"1234", part, True))
+    for part in range(2, 4):
+        number += 1
+        out += subscriber.take(Publication(1, number, "worker:3", 1, "t", b"1", part, part < 3))
+    assert out == [Published("worker:3", "t", b"1234123411")]
+    out = subscriber.take(Publication(1, number + 1, "worker:1", 1, "t", b"end", 2, False))
+    assert out == [Lost("t", 1)]
+
+
+def test_what_was_asked_for_is_expected_and_nothing_else():
+    """A full subscriber takes the answers to its questions: what it refused of them would be lost for good."""
+    subscriber = Subscriber()
+    subscriber.joined(1, 0, 1.0)
+    subscriber.heads(1, 5)
+    pieces = [Publication(1, number, "worker:1", number, "t", b"x") for number in range(1, 8)]
+    assert not any(map(subscriber.expects, pieces))
+    assert subscriber.ask(1.0) is None  # what is on its way comes first
+    assert subscriber.ask(subscriber.due) == Missing(1, 5)
+    subscriber.heads(1, 7)
+    assert [subscriber.expects(piece) for piece in pieces] == [True] * 5 + [False] * 2
+    subscriber.take(pieces[0])
+    assert not subscriber.expects(pieces[0])
+    subscriber.joined(2, 0, 1.0)
+    assert not any(map(subscriber.expects, pieces))
