@@ -29,7 +29,7 @@ READY = re.compile(r"zcluster: ready on (\S+) \((\d+) workers, master (\d+)\)")
 KEPT_MAX = 64  # connections that `answers_until` keeps open: far below any limit of descriptors
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 15.0, what: str = "") -> object:
+def wait_for(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "") -> object:
     """Poll until `condition()` is true and return its value; AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -118,7 +118,7 @@ class Running:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def wait_ready(self, timeout_s: float = 20.0) -> str:
+    def wait_ready(self, timeout_s: float = 40.0) -> str:
         """Wait for the ready line; returns and keeps the URL."""
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
@@ -131,7 +131,7 @@ class Running:
     def command_line(self, command: str, *options: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run `zcluster COMMAND` on the clusters in this run directory to its end."""
         out = subprocess.run([*ZCLUSTER, command, f"--run-dir={self.base}", *options],
-                             capture_output=True, text=True, timeout=20)  # fmt: skip
+                             capture_output=True, text=True, timeout=40)  # fmt: skip
         assert out.returncode == code, f"{out.returncode}: {out.stdout}{out.stderr}\nlog:\n{self.log}"
         return out
 
@@ -174,7 +174,7 @@ class Running:
             self.signal(number)
         return self.wait(timeout_s)
 
-    def wait_log(self, pattern: str, timeout_s: float = 15.0) -> re.Match[str]:
+    def wait_log(self, pattern: str, timeout_s: float = 30.0) -> re.Match[str]:
         try:
             return wait_for(lambda: re.search(pattern, self.log), timeout_s)
         except AssertionError:
