@@ -161,7 +161,7 @@ class Running:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = 45.0) -> int:
         """Exit code of the launcher."""
         try:
             return self.process.wait(timeout_s)
@@ -169,7 +169,7 @@ class Running:
             there = [described(pid) for pid in self.processes()]
             raise AssertionError(f"still running after {timeout_s} s: {there}, log:\n{self.log}") from None
 
-    def stop(self, number: int = SIGTERM, timeout_s: float = 20.0) -> int:
+    def stop(self, number: int = SIGTERM, timeout_s: float = 45.0) -> int:
         if self.process.poll() is None:
             self.signal(number)
         return self.wait(timeout_s)
@@ -180,11 +180,11 @@ class Running:
         except AssertionError:
             raise AssertionError(f"{pattern!r} is not in the log after {timeout_s} s:\n{self.log}") from None
 
-    def end(self, number: int = SIGTERM, timeout_s: float = 20.0) -> str:
+    def end(self, number: int = SIGTERM, timeout_s: float = 45.0) -> str:
         """Send this signal and see a clean end: exit 0, no process and no file left. Returns the log."""
         return self.ended(timeout_s, number=number)
 
-    def ended(self, timeout_s: float = 20.0, *, code: int = 0, number: int | None = None) -> str:
+    def ended(self, timeout_s: float = 45.0, *, code: int = 0, number: int | None = None) -> str:
         """See it end with this code, in time, and leave no process and no file. Returns the log."""
         if number is not None and self.process.poll() is None:
             self.signal(number)
