@@ -110,7 +110,7 @@ class Station:
             self.listen(topic)
         self.turns = 0
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._orders = []
+        self._orders, self._lock = [], threading.Lock()
         self._running, self._awake, self._resting = True, threading.Event(), threading.Event()
         self._awake.set()
         self.mailbox = Mailbox(name, self.on, lambda: None, daemon=True)
@@ -129,7 +129,9 @@ class Station:
         return Hello(link, role, os.getpid(), worker, self.name, self.options.get("owner", False))
 
     def ring(self):
-        os.eventfd_write(self._bell, 1)
+        with self._lock:
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
 
     def _run(self):
         topics = (TOTALS, MEMBERS, TOPICS) if self.on.has_topics() else (TOTALS, MEMBERS)
@@ -179,9 +181,10 @@ class Station:
         self._awake.set()
         self.ring()
         self._thread.join()
-        ended = self.mailbox.close("it was closed", 20.0)
-        if ended:  # else a thread may ring yet
-            os.close(self._bell)
+        ended = self.mailbox.close("it was closed", WAIT_S)
+        with self._lock:
+            bell, self._bell = self._bell, -1
+            os.close(bell)
         return ended
 
 
