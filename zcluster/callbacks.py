@@ -107,11 +107,11 @@ class Callbacks:
         self._calls: deque[tuple[Callback, tuple[object, ...]]] = deque()
         self._events = 0  # of the calls that wait
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = self._closed_inside = False  # inside: by a callback
         self.lost = 0  # calls dropped because too many waited
 
     def put(self, fn: Callback, *arguments: object) -> bool:
-        """Have `fn(*arguments)` called; false when it was dropped: WAITING_MAX events wait already, or it is closed."""
+        """Have `fn(*arguments)` called; false when it was dropped: closed, or WAITING_MAX events wait already."""
         is_event = not any(isinstance(argument, Letter) for argument in arguments)
         with self._news:
             if self._closed:
@@ -132,9 +132,10 @@ class Callbacks:
         return True
 
     def is_over(self) -> bool:
-        """Whether no call will be made any more."""
+        """Whether no call will be made any more, or only when whoever closes the handle has ended."""
         with self._news:
-            return self._closed and not (self._calls and self._thread is not None and self._thread.is_alive())
+            waiting = self._calls and self._thread is not None and self._thread.is_alive()
+            return self._closed and (self._closed_inside or not waiting)
 
     def _run(self) -> None:
         while True:
@@ -151,8 +152,9 @@ class Callbacks:
         """Let what waits be called, for at most `timeout_s`, and end the thread. A callback may call this itself."""
         with self._news:
             self._closed, thread = True, self._thread
+            self._closed_inside = threading.current_thread() is thread
             self._news.notify()
-        if thread is None or threading.current_thread() is thread:
+        if thread is None or self._closed_inside:
             return
         thread.join(timeout_s)
         if thread.is_alive():

@@ -91,8 +91,9 @@ class Cluster(Handle):
     def start(self) -> Self:
         """Start the cluster and wait until all its workers are ready; returns itself.
 
-        One that could not start can be started again, when the reason is gone. Raises `ConfigError`, `AppError`, `SpawnError` or `RestartLimitReached` when it cannot start: whose fault it
-        is decides the class, the text is the launcher's.
+        One that could not start can be started again, when the reason is gone. Raises `ConfigError`, `AppError`,
+        `SpawnError` or `RestartLimitReached` when it cannot start: whose fault it is decides the class, the text is
+        the launcher's.
         """
         if self._config is None or self._launched is not None or self._closed:
             raise ClusterError("this handle has been used already; make a new Cluster to start another one")

@@ -50,9 +50,15 @@ class Orders:
         body = self._follower.ask("fork", {"env": dict(env)}, ORDER_TIMEOUT_S)
         place = msgspec.msgpack.decode(body, type=dict[str, int])
         slot, least_id = place["slot"], place["id"]
-        self._await(lambda: roster.latest(slot, least_id - 1), f"the fork of a worker in slot {slot}", timeout_s)
+        self._await(
+            lambda: roster.latest(slot, least_id - 1),
+            f"the fork of a worker in slot {slot}",
+            timeout_s,
+            superseded=lambda: not self._is_wanted(slot),
+        )
         worker = roster.latest(slot, least_id - 1)
-        assert worker is not None, "what has been heard of stays known"
+        if worker is None:
+            raise ClusterError(f"slot {slot} was closed again before a worker was forked for it")
         return worker
 
     def scale(self, size: int | str, timeout_s: float, *, wait: bool) -> int:
@@ -91,6 +97,12 @@ class Orders:
             except BusError:
                 pass  # the master is being replaced, or the cluster has ended
             self._news.wait_until(self._has_ended, SUPERSEDED_S)
+
+    def _is_wanted(self, slot: int) -> bool:
+        try:
+            return slot in self._scale({"by": 0})
+        except BusError:
+            return True  # the master is being replaced: ask the next one
 
     def _is_superseded(self, wanted: list[int]) -> bool:
         try:

@@ -10,7 +10,7 @@ import zmq
 from postal import PostOffice
 from serving import until
 
-from zcluster.bus import relay
+from zcluster.bus import peers, relay
 from zcluster.core.codec import decode, encode
 from zcluster.core.mail import MASTER, PIECE_BYTES, Got, Mail, Missing, Publication, Replayed
 from zcluster.core.messages import Hello, Leaving, Welcome, WorkerInfo
@@ -88,6 +88,15 @@ def test_mail_and_answers_are_carried_as_they_are(office, raw):
         (NAME, 0, "service"),
         ("master", 0, "handle"),
         ("handles", 0, "handle"),
+    ],
+    ids=[
+        "another's",
+        "a handle as a worker",
+        "another process",
+        "too long",
+        "a service",
+        "the master",
+        "all handles",
     ],
 )
 def test_nobody_gets_a_name_that_is_not_his(office, raw, mailbox, worker, role):
@@ -190,3 +199,33 @@ def test_there_is_a_limit_on_handles(office, raw, monkeypatch, caplog):
     raw(f"handle:{os.getpid()}-b")
     assert "has no mailbox: 1 handles are open already" in caplog.text
     assert office.do(office.members).handles == {NAME: False}
+
+
+def test_a_stream_begins_with_one(office, raw):
+    """A publication in stream 0, not its first, is nothing; the master goes on."""
+    handle = raw(NAME)
+    handle.say(mail(NAME, MASTER, 5, topic="t", stream=0))
+    handle.say(mail(NAME, MASTER, 1, topic="t"))
+    assert handle.hear(Got) == Got(MASTER, NAME, 1, 1, 32)
+
+
+def test_a_link_has_one_name_for_life(office, raw):
+    """A second one is welcome, but not to that name; and the first can come back on another link."""
+    handle = raw(NAME)
+    handle.say(Hello(handle.link, "handle", os.getpid(), None, f"{NAME}b"))
+    assert handle.hear(Welcome).snapshot.members.handles == {NAME: False}
+    handle.say(Leaving("done"))
+    again = raw(NAME)
+    again.say(mail(NAME, NAME))
+    assert again.hear(Mail) == mail(NAME, NAME)
+
+
+def test_who_only_listens_is_not_forgotten_for_those_who_ask(office, raw, monkeypatch):
+    """Thousands of command lines come and go: a handle that has nothing to say keeps its mailbox."""
+    monkeypatch.setattr(peers, "PEERS_MAX", 3)
+    listener = raw(NAME)
+    for _ in range(4):
+        raw("")
+    worker = raw("worker:7", 7)
+    worker.say(mail("worker:7", NAME))
+    assert listener.hear(Mail) == mail("worker:7", NAME)

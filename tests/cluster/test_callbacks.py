@@ -116,3 +116,17 @@ def test_a_callback_may_close_its_own_queue():
     calls, done = Callbacks("test"), threading.Event()
     calls.put(lambda: (calls.close(), done.set()))
     assert done.wait(10)
+
+
+def test_who_waits_behind_a_callback_that_closes_need_not_wait_for_it():
+    """It may be waiting for those who wait: a handle that is closed by its own callback waits for its threads."""
+    calls, seen = Callbacks("test"), []
+    entered, go_on, done = threading.Event(), threading.Event(), threading.Event()
+    calls.put(lambda: (entered.set(), go_on.wait(20), calls.close(), seen.append(calls.is_over()), done.set()))
+    assert entered.wait(20)
+    assert calls.put(seen.append, "told all the same")
+    go_on.set()
+    assert done.wait(20)
+    calls.close()
+    assert seen == [True, "told all the same"]
+    assert not calls.put(seen.append, "too late")

@@ -2,15 +2,18 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
 
+import msgspec
 import pytest
 from handle_rig import HERE, ROOT, get, ready, record, until
 
 import zcluster
 from zcluster import BusError, Cluster, ClusterError
+from zcluster.core.messages import Snapshot
 
 
 def test_all_messages_come_before_the_exit(talking):
@@ -145,3 +148,50 @@ def test_many_threads_use_one_handle(talking):
         assert len(cluster.workers) == 2 + 5
         with contextlib.suppress(ClusterError):
             cluster.workers[1].wait_for("exit", timeout_s=0.01)
+
+
+def test_a_closed_handle_is_gone_for_all(talking):
+    """Also when its link was being replaced at that moment: nobody keeps mail for it, and no drain waits for it."""
+    with talking as cluster:
+        for _ in range(3):
+            other = Cluster.attach(run_dir=cluster.settings["run_dir"])
+            other.subscribe("news", print)
+            other.close()
+        until(lambda: len(members_of(cluster).handles) == 1)
+
+
+def members_of(cluster):
+    """Who is there, for the master."""
+    return msgspec.msgpack.decode(cluster._ask("snapshot", None, 10), type=Snapshot).members
+
+
+def test_what_waits_for_mail_is_done_when_the_handle_ends(talking):
+    """Its condition may never come true then; and what comes too late is done at once."""
+    with talking as cluster:
+        other, done = Cluster.attach(run_dir=cluster.settings["run_dir"]), []
+        other._follower.when(lambda: False, 60.0, lambda: done.append("waited"))
+        other.close()
+        other._follower.when(lambda: False, 60.0, lambda: done.append("too late"))
+        assert done == ["waited", "too late"]
+
+
+def test_a_fork_is_not_waited_for_when_its_slot_is_closed_again(talking):
+    """By another thread, or another handle, before there was a process."""
+    failed = []
+
+    def fork():
+        try:
+            cluster.fork()
+        except ClusterError as error:
+            failed.append(str(error))
+
+    with talking as cluster:
+        zygote = cluster.snapshot()["zygote_pid"]
+        os.kill(zygote, signal.SIGSTOP)
+        forking = threading.Thread(target=fork)
+        forking.start()
+        until(lambda: cluster.scale("+0", wait=False) == 3)
+        assert cluster.scale(2, wait=False) == 2
+        forking.join(20)
+        os.kill(zygote, signal.SIGCONT)
+        assert failed == ["slot 2 was closed again before a worker was forked for it"]

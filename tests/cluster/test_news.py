@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from handle_rig import until
 
-from zcluster import ClusterError
+from zcluster import ClusterError, PeerGone, callbacks
 from zcluster.core.joining import Joined, Refreshed
 from zcluster.core.messages import Event, Snapshot, WorkerInfo
 from zcluster.news import EARLY_MAX, KEPT_MAX, KEPT_MAX_BYTES, News
@@ -228,6 +228,18 @@ def test_who_waits_for_a_reply_of_a_closed_handle_is_told(news):
     asking.join(20)
     release.set()
     assert failed == ["the handle was closed before it replied"]
+
+
+def test_who_asks_when_too_many_callbacks_wait_is_told_at_once(news, monkeypatch):
+    """The call that was dropped will never be made: its thread must not wait for it."""
+    monkeypatch.setattr(callbacks, "WAITING_MAX", 1)
+    release, held = threading.Event(), threading.Event()
+    news.callbacks.put(lambda: (held.set(), release.wait(20)))
+    assert held.wait(20)
+    news.callbacks.put(print)
+    with pytest.raises(PeerGone, match="too many callbacks wait"):
+        news.call(print, "worker:1", 1)
+    release.set()
 
 
 def test_unknown_events_are_refused(news):

@@ -15,6 +15,7 @@ from zcluster.errors import ConfigError
 Name = Literal["ctl", "pub", "evt"]
 NAMES: Final[tuple[Name, ...]] = ("ctl", "pub", "evt")
 
+NOBLOCK: Final = int(zmq.NOBLOCK)  # as a number: the library's enums cost a microsecond at each use
 EVT_MAX_BYTES: Final = 64 << 10  # 256 cells of a lane take 3 KiB
 # libzmq cuts the connection of whoever sends more than its MAXMSGSIZE and tells nobody. Its limit stands above ours,
 # so that a peer which is a little wrong is seen and counted, and only one that is far off loses its connection.
@@ -62,8 +63,8 @@ def receive(socket: "zmq.Socket[bytes]") -> zmq.Frame:
     Ours have one frame. Of a longer one, which only a stranger sends, the first is returned with `more` set and the
     others are thrown away: the library hands over whole messages only, so they are here already.
     """
-    frame = socket.recv(zmq.NOBLOCK, copy=False)
+    frame = socket.recv(NOBLOCK, copy=False)
     more = frame.more
     while more:
-        more = socket.recv(zmq.NOBLOCK, copy=False).more
+        more = socket.recv(NOBLOCK, copy=False).more
     return frame

@@ -24,6 +24,7 @@ from zcluster.bus.endpoints import (
     EVT_HWM,
     EVT_MAX_BYTES,
     NAMES,
+    NOBLOCK,
     PUB_HWM,
     SUBSCRIPTION_CUT_BYTES,
     WAIT_MAX_S,
@@ -54,6 +55,7 @@ TURN_MESSAGES: Final = 256  # about 1 ms of decoding
 TURN_BYTES: Final = 4 << 20  # one more frame of any size may follow
 LINGER_MS: Final = 250  # at close: a last Drain or Answer reaches a peer that reads; one that does not cannot hold us
 BACKLOG: Final = 1024  # all workers of a large machine come to a new master at the same instant
+_MORE: Final = int(zmq.SNDMORE) | NOBLOCK
 _UP: Final = {"ctl": (Hello, Ready, Beat, Leaving, Resync, Ask, Mail, Got, Missing), "evt": (Increments,)}
 _LIMITS: Final = {"ctl": FRAME_MAX_BYTES, "evt": EVT_MAX_BYTES}
 
@@ -137,7 +139,7 @@ class Hub:
         taken_bytes = 0
         for _ in range(TURN_MESSAGES):
             try:
-                peer = socket.recv(zmq.NOBLOCK) if name == "ctl" else b""
+                peer = socket.recv(NOBLOCK) if name == "ctl" else b""
                 frame = receive(socket)
             except zmq.Again:
                 return
@@ -186,8 +188,8 @@ class Hub:
     def forward(self, peer: bytes, frame: bytes) -> bool:
         """Send a frame that was checked before; otherwise as `send`."""
         try:
-            self._ctl.send(peer, zmq.SNDMORE | zmq.NOBLOCK)
-            self._ctl.send(frame, zmq.NOBLOCK)
+            self._ctl.send(peer, _MORE)
+            self._ctl.send(frame, NOBLOCK)
         except zmq.Again:
             self.dropped["ctl:queue-full"] += 1
             return False

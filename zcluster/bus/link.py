@@ -78,6 +78,7 @@ RECONNECT_MS: Final = (20, 50)
 # of being scheduled. The pause is that, on a busy machine; the limit is for a flood.
 LAST_WORDS_PAUSE_MS: Final = 10
 LAST_WORDS_S: Final = 0.05
+_IN, _OUT = int(zmq.POLLIN), int(zmq.POLLOUT)  # arithmetic on the library's enums costs a microsecond each time
 _DOWN: Final = (Welcome, Refused, Drain, Answer, Mail, Got, Publication, Replayed)
 _TOPICS: Final[dict[type, str]] = {
     Totals: TOTALS, Tick: TICK, Event: EVENTS, Members: MEMBERS, Publication: TOPICS,
@@ -115,6 +116,7 @@ class Link:
         self._master_fd = -1
         self._delivered: list[Delivered] = []
         self._full = False  # a frame of mail did not fit
+        self._writing = False  # waiting for room at ctl, too
         self._perform(self._open())
 
     # ---- what the owner sees --------------------------------------------------------------------------------------
@@ -149,15 +151,19 @@ class Link:
             self._flush()
             waiting = self._full or self.outbox.head() is not None
             writing = self._joining.blocked_at_hello or (self.joined and waiting)
-            self._poller.register(self._ctl, zmq.POLLIN | zmq.POLLOUT if writing else zmq.POLLIN)
+            if writing != self._writing:
+                self._writing = writing
+                self._poller.register(self._ctl, _IN | _OUT if writing else _IN)
             wait_s = min(end, self._joining.deadline) - time.monotonic()
             wait_s = 0.0 if self._delivered else min(max(0.0, wait_s), WAIT_MAX_S)
             master_fd = self._master_fd  # what is received may replace it, and the number may come back
             events = dict(self._poller.poll(math.ceil(wait_s * 1000)))
-            room = bool(events.get(self._ctl, 0) & zmq.POLLOUT)
+            ctl = events.get(self._ctl, 0)
+            room = bool(ctl & _OUT)
             if room:
                 self._perform(self._joining.writable(time.monotonic()))
-            self._receive()
+            if ctl & _IN or self._pub in events:
+                self._receive()
             ready = [fd for fd in events if isinstance(fd, int) and fd != master_fd]
             if master_fd in events and master_fd == self._master_fd:
                 self._unwatch()  # it stays readable, and the new sockets may have to wait for their turn
@@ -194,8 +200,8 @@ class Link:
 
         Only what is published from now on will come. The sockets are replaced: joining is what proves a subscription.
         """
-        self._check()
         if topic not in self._joining.topics:
+            self._check()
             self._joining.topics += (topic,)
             self._perform(self._joining.part(f"following {topic}", time.monotonic()))
 
@@ -259,6 +265,7 @@ class Link:
             socket.connect(address)
         self._poller.register(self._ctl, zmq.POLLIN)
         self._poller.register(self._pub, zmq.POLLIN)
+        self._writing = False
         return self._joining.opened(self._name, time.monotonic())
 
     def _shut(self) -> None:

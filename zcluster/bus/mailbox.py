@@ -255,7 +255,7 @@ class Mailbox:
                 if self._more or not link.post(mail):
                     break
                 stream.sent(now)
-        self._reception.acknowledge(link)
+        self._reception.acknowledge(link, now)
         missing = None if self._reception.is_full() else self._reception.subscriber.ask(now)
         if missing is not None:
             link.post(missing)
@@ -267,11 +267,13 @@ class Mailbox:
             return float("inf")
         with self._lock:
             due = 0.0 if self._more else self._post.due
+        due = min(due, self._reception.due)
         return due if self._reception.is_full() else min(due, self._reception.subscriber.due)
 
     def finish(self) -> None:
         """From now on wake the link's thread also when the last function has returned: it waits for `is_idle`."""
         self.pool.on_idle = self._ring
+        self._reception.is_leaving = True
         with self._lock:
             self._post.leave()
 

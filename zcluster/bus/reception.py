@@ -28,6 +28,10 @@ log = logging.getLogger("zcluster.messages")
 # What has come and was not handled: as much as a sender may keep (core.post), and the largest message twice.
 INBOX_MAX: Final = 20_000
 INBOX_MAX_BYTES: Final = 64 << 20
+# An acknowledgement costs both ends and the master as much as a message. What nobody waits for is acknowledged with
+# the next one, and after this long at the latest: a tenth of what a sender waits before it asks.
+ACK_S: Final = 0.02
+ACK_PIECES: Final = WINDOW_PIECES // 4  # or when so many pieces have come: a window never stands still for it
 SENDERS_MAX: Final = 10_000  # streams remembered; who has ended is forgotten, others when there are this many
 OPEN_MAX: Final = 8  # messages in several pieces that have begun and not ended: 256 MiB; others wait for their turn
 FAILURE_MAX_CHARS: Final = 2000  # of an exception's text that is told to whoever asked
@@ -59,6 +63,9 @@ class Reception:
         self.on_exit: Callable[[int], None] | None = None  # told the code when a function raises SystemExit
         self._incoming: dict[str, Incoming] = {}
         self._owed: set[str] = set()  # senders to whom an acknowledgement is due
+        self._patient: set[str] = set()  # and those that need not have it before `due`
+        self.due = float("inf")  # when `acknowledge` is to be called, for their sake (monotonic seconds)
+        self.is_leaving = False  # nothing is put off any more
         self._starved: set[str] = set()  # senders that were refused for want of room
         self._open: set[str] = set()  # senders of which a message has begun and not ended
         self._unheard: deque[tuple[str, bytes]] = deque()  # messages that came before there was a function for them
@@ -73,7 +80,7 @@ class Reception:
 
     def owes(self) -> bool:
         """Whether something received has not been acknowledged yet."""
-        return bool(self._owed)
+        return bool(self._owed or self._patient)
 
     def take(self, mail: Mail) -> bytes | None:
         """Take a piece of mail; returns the body when it completes a reply or failure: that is the caller's."""
@@ -84,7 +91,11 @@ class Reception:
                 self._drop(next(iter(self._incoming)))
         if not incoming.meet(mail):
             return None
-        self._owed.add(mail.sender)
+        # Nobody waits for this one: a request is answered by its reply, and a reply by nothing.
+        waits = (
+            mail.kind in ("message", "publish") or mail.number % ACK_PIECES == 0 or mail.number != incoming.upto + 1
+        )
+        (self._owed if waits or self.is_leaving else self._patient).add(mail.sender)
         if mail.kind not in ("reply", "failure") and self._refuses(mail):
             self._starved.add(mail.sender)
             return None
@@ -145,11 +156,15 @@ class Reception:
 
     def _drop(self, name: str) -> None:
         del self._incoming[name]
-        for names in (self._owed, self._starved, self._open):
+        for names in (self._owed, self._patient, self._starved, self._open):
             names.discard(name)
 
-    def acknowledge(self, link: Link) -> None:
+    def acknowledge(self, link: Link, now: float) -> None:
         """Say how far each sender has come, and whether there is room for more."""
+        if self._patient and (now >= self.due or self.is_leaving):
+            self._owed |= self._patient
+            self._patient.clear()
+        self.due = min(self.due, now + ACK_S) if self._patient else float("inf")
         full, crowded = self._full, len(self._open) >= OPEN_MAX
         for name in self._owed | self._starved:
             room = 0 if full or (crowded and name in self._starved) else WINDOW_PIECES
@@ -159,6 +174,7 @@ class Reception:
             if not link.post(Got(self.name, name, incoming.stream, incoming.upto, room)):
                 return
             self._owed.discard(name)
+            self._patient.discard(name)
             if room:
                 self._starved.discard(name)
             else:
