@@ -52,7 +52,10 @@ def test_tests_can_run_at_a_tenth():
         ({"app": "a:b", "workers": 300}, "300 workers need 600 lanes .* 'lanes' is 512; raise 'lanes' or lower"),
         ({"app": "a:b", "keep_alive_s": float("nan")}, "option 'keep_alive_s' is nan"),
         ({"app": "a:b", "keep_alive_s": float("inf")}, "option 'keep_alive_s' is inf"),
-        ({"app": "a:b", "keep_alive_s": "5"}, "option 'keep_alive_s' is '5', .* a number from 0.01 to 3600, not a string$"),
+        (
+            {"app": "a:b", "keep_alive_s": "5"},
+            "option 'keep_alive_s' is '5', .* a number from 0.01 to 3600, not a string$",
+        ),
         ({"app": "a:b", "backlog": 0}, "option 'backlog' is 0, but should be a whole number from 1 to 65535$"),
         ({"app": "a:b", "preload": "maybe"}, "option 'preload' is 'maybe', but should be auto, on, off"),
         ({"app": "a:b", "log_level": "loud"}, "option 'log_level' .* debug, info, warning, error, critical"),

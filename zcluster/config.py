@@ -17,7 +17,8 @@ from msgspec import Meta
 
 from zcluster.addresses import ADDRESS_FORMS
 from zcluster.configcheck import check
-from zcluster.option import Option, OptionError, misfit, nearest
+from zcluster.errors import ConfigError
+from zcluster.option import Option, misfit, nearest
 
 # Every describing function takes `fixed`: why a reload cannot change the option, or "" when it can.
 _LISTENING: Final = "the sockets stay open from start to end"
@@ -297,7 +298,7 @@ def options() -> Iterator[Option]:
 def make_config(**values: Any) -> Config:
     """Return the checked configuration for these options, named as the fields of `Config`.
 
-    A single string is accepted for `bind`, and "auto" for `workers`. Raises `OptionError`, a `ConfigError`, naming
+    A single string is accepted for `bind`, and "auto" for `workers`. Raises `ConfigError` naming
     the option.
     """
     if isinstance(values.get("bind"), str):
@@ -308,13 +309,13 @@ def make_config(**values: Any) -> Config:
     if unknown:
         near = nearest(unknown[0], Config.__struct_fields__)
         hint = f"; did you mean {near!r}?" if near else f"; known are {', '.join(Config.__struct_fields__)}"
-        raise OptionError(f"unknown option {unknown[0]!r}{hint}")
+        raise ConfigError(f"unknown option {unknown[0]!r}{hint}")
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$.")
         if not path:
-            raise OptionError(f"{text}; give at least the application (app)", "app") from None
+            raise ConfigError(f"{text}; give at least the application (app)", "app") from None
         field = re.split(r"[\[`]", path, maxsplit=1)[0]
         raise misfit(next(option for option in options() if option.field == field), values[field]) from None
     check(config)

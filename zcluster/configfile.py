@@ -116,13 +116,12 @@ def _options(table: Mapping[str, Any], shown: str, lines: Mapping[str, int]) -> 
 
 
 def _unknown(key: str, value: Any, shown: str, names: list[str]) -> str:
-    near = nearest(key.replace("_", "-"), names)
-    is_table = isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict))
-    what = f"unknown table [{key}]" if is_table else f"unknown option {key!r}"
-    if is_table and not near:
+    if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
         place = "in [tool.zcluster] itself" if Path(shown).name == PROJECT_FILE else "at the top, without a table"
-        return f"{what}; options stand {place}"
-    return f"{what}; did you mean {near!r}?" if near else f"{what}; `zcluster config` prints those that there are"
+        return f"unknown table [{key}]; options stand {place}"
+    near = nearest(key.replace("_", "-"), names)
+    hint = f"did you mean {near!r}?" if near else "`zcluster config` prints those that there are"
+    return f"unknown option {key!r}; {hint}"
 
 
 def _where(shown: str, line: int | None) -> str:

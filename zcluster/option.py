@@ -13,14 +13,6 @@ import msgspec
 from zcluster.errors import ConfigError
 
 
-class OptionError(ConfigError):
-    """A `ConfigError` about certain options; where its text names one, it does so as 'field', in quotes."""
-
-    def __init__(self, text: str, *fields: str) -> None:
-        super().__init__(text)
-        self.fields = fields
-
-
 class Option(msgspec.Struct, frozen=True):
     """One field of `Config` as the command line, the environment and a file need it."""
 
@@ -71,7 +63,7 @@ def nearest(word: str, names: Iterable[str]) -> str:
 _KINDS: Final = {str: "a string", bool: "a boolean", dict: "a table", list: "a list", tuple: "a list"}
 
 
-def misfit(option: Option, value: Any, *, is_text: bool = False) -> OptionError:
+def misfit(option: Option, value: Any, *, is_text: bool = False) -> ConfigError:
     """Return the error that says what a value should have been; `is_text`: it could not be but a string."""
     near = nearest(value, option.choices) if isinstance(value, str) else ""
     hint = f"; did you mean {near!r}?" if near else ""
@@ -80,6 +72,6 @@ def misfit(option: Option, value: Any, *, is_text: bool = False) -> OptionError:
     )
     if type(value) in _KINDS and type(value) not in right and not is_text:
         hint = f", not {_KINDS[type(value)]}"
-    return OptionError(
+    return ConfigError(
         f"option {option.field!r} is {value!r:.200}, but should be {option.wanted}{hint}", option.field
     )

@@ -18,7 +18,7 @@ import msgspec
 from zcluster.config import Config, make_config, options
 from zcluster.configfile import OWN_FILE, Setting, read_files
 from zcluster.errors import ConfigError
-from zcluster.option import Option, OptionError, misfit, nearest
+from zcluster.option import Option, misfit, nearest
 
 FILE_VARIABLE: Final = "ZCLUSTER_CONFIG"  # names the file, as --config does
 NO_APP: Final = "-"  # stands in where a configuration is looked at that has no app yet
@@ -55,6 +55,7 @@ class Change(msgspec.Struct, frozen=True):
     option: Option
     before: Any
     after: Any
+    refused: str  # why it takes a new start; "": it does not
 
 
 def relevant(environ: Mapping[str, str]) -> dict[str, str]:
@@ -81,14 +82,14 @@ def resolve(sources: Sources, *, needs_app: bool = True) -> Resolved:
     if "app" not in values:
         if needs_app:
             raise ConfigError(
-                "Missing argument 'APP': name the application as MODULE:ATTRIBUTE, here or in a file "
+                "Missing argument 'APP'. Name the application as MODULE:ATTRIBUTE, here or in a file "
                 f'(app = "MODULE:ATTRIBUTE" in {named or OWN_FILE})'
             )
         values["app"] = NO_APP
     winners = {field: settings[-1] for field, settings in given.items()}
     try:
         config = make_config(**values)
-    except OptionError as error:
+    except ConfigError as error:
         raise _in_words(error, winners) from None
     return Resolved(
         config,
@@ -98,12 +99,15 @@ def resolve(sources: Sources, *, needs_app: bool = True) -> Resolved:
 
 
 def changes(before: Config, after: Config) -> list[Change]:
-    """Return the options whose values differ, in the order of declaration; `option.fixed` says which must not."""
-    return [
-        Change(option, getattr(before, option.field), getattr(after, option.field))
-        for option in options()
-        if getattr(before, option.field) != getattr(after, option.field)
-    ]
+    """Return the options whose values differ, in the order of declaration."""
+    found = []
+    for option in options():
+        old, new = getattr(before, option.field), getattr(after, option.field)
+        if old != new:
+            is_switched = option.field == "certfile" and "" in (old, new)
+            refused = "TLS is not switched on or off on open sockets" if is_switched else option.fixed
+            found.append(Change(option, old, new, refused))
+    return found
 
 
 # ---- who gives values ----------------------------------------------------------------------------------------------
@@ -168,7 +172,7 @@ def _checked(option: Option, setting: Setting) -> Any:
         value = "on" if value else "off"
     try:
         make_config(**{"app": NO_APP, option.field: value})
-    except OptionError as error:
+    except ConfigError as error:
         if error.fields == (option.field,):  # rules between options are for what the whole will be
             raise _in_words(error, {option.field: setting}) from None
     return value
@@ -178,7 +182,7 @@ def _called(option: Option) -> str:
     return option.flags[0] if option.flags else option.metavar
 
 
-def _in_words(error: OptionError, settings: Mapping[str, Setting]) -> ConfigError:
+def _in_words(error: ConfigError, settings: Mapping[str, Setting]) -> ConfigError:
     """Name options as they were given: "option 'keep_alive_s'" becomes "--keep-alive", or file, line and key."""
     text = str(error)
     known = {option.field: option for option in options()}
