@@ -58,7 +58,9 @@ def cli(context: click.Context) -> None:
 def _run(**given: Any) -> int:
     """Run APP in the foreground until a signal ends it: TERM gracefully, INT or QUIT quickly.
 
-    Prints one line to stdout when all workers are ready. Logs go to stderr.
+    Prints one line to stdout when all workers are ready. Logs go to stderr. Every option may also stand in
+    zcluster.toml (keep-alive = 5), in [tool.zcluster] of pyproject.toml, or in a variable (ZCLUSTER_KEEP_ALIVE=5);
+    a variable is stronger than a file, a flag is the strongest.
     """
     sources = sources_of(given)
     config = resolve(sources).config

@@ -51,7 +51,7 @@ def import_from(folder: str) -> None:
 def _parameter(option: Option) -> click.Parameter:
     """Make click's parameter. No defaults: what is not given is left to the environment, the files and `Config`."""
     if not option.flags:
-        return click.Argument([option.field], metavar=option.metavar, required=False)
+        return click.Argument([option.field], metavar=f"[{option.metavar}]", required=False)  # a file may name it
     text = option.help
     if option.env:
         text += f"  [env: {option.env}]"
