@@ -78,8 +78,12 @@ def tests_by_scenario() -> dict[str, tuple[str, ...]]:
 
 
 def sentence_of(test: str) -> str:
-    """What one test proves; KeyError when there is none of that id."""
+    """What one test proves; LookupError when there is none of that id."""
     path, _, name = test.partition("::")
+    if not (ROOT / path).exists() or name not in sentences(path):
+        raise LookupError(
+            f"tests/conformance/scenarios.toml names {test}, which does not exist: name another one there"
+        )
     return sentences(path)[name]
 
 

@@ -87,6 +87,14 @@ def _wanted(fn: Callback) -> int | None:
     return sum(one.kind in positional and one.default is one.empty for one in parameters)
 
 
+def call(fn: Callback, *arguments: object) -> None:
+    """Call a function of the user's; what it raises is logged, and no reason to lose the rest."""
+    try:
+        fn(*arguments)
+    except (Exception, SystemExit):
+        log.exception("a callback of the cluster raised: %r%r", fn, arguments)
+
+
 class Callbacks:
     """A queue of calls and the thread that makes them, which begins with the first. Any thread may call any method.
 
@@ -102,25 +110,26 @@ class Callbacks:
         self._closed = False
         self.lost = 0  # calls dropped because too many waited
 
-    def put(self, fn: Callback, *arguments: object) -> None:
-        """Have `fn(*arguments)` called; dropped, and logged, when WAITING_MAX events wait already."""
+    def put(self, fn: Callback, *arguments: object) -> bool:
+        """Have `fn(*arguments)` called; false when it was dropped: WAITING_MAX events wait already, or it is closed."""
         is_event = not any(isinstance(argument, Letter) for argument in arguments)
         with self._news:
             if self._closed:
-                return
+                return False
             if is_event and self._events >= WAITING_MAX:
                 self.lost += 1
                 if self.lost == 1 or self.lost % 1000 == 0:
                     log.error(
                         "%d callbacks were dropped: %d wait behind one that does not return", self.lost, WAITING_MAX
                     )
-                return
+                return False
             self._events += is_event
             self._calls.append((fn, arguments))
             self._news.notify()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
+        return True
 
     def is_over(self) -> bool:
         """Whether no call will be made any more."""
@@ -136,10 +145,7 @@ class Callbacks:
                     self._news.wait()
                 fn, arguments = self._calls.popleft()
                 self._events -= not any(isinstance(argument, Letter) for argument in arguments)
-            try:
-                fn(*arguments)
-            except (Exception, SystemExit):  # the user's code: told, and no reason to lose the rest
-                log.exception("a callback of the cluster raised: %r%r", fn, arguments)
+            call(fn, *arguments)
 
     def close(self, timeout_s: float = END_TIMEOUT_S) -> None:
         """Let what waits be called, for at most `timeout_s`, and end the thread. A callback may call this itself."""

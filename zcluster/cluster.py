@@ -92,7 +92,7 @@ class Cluster(Handle):
     def start(self) -> Self:
         """Start the cluster and wait until all its workers are ready; returns itself.
 
-        Raises `ConfigError`, `AppError`, `SpawnError` or `RestartLimitReached` when it cannot start: whose fault it
+        One that could not start can be started again, when the reason is gone. Raises `ConfigError`, `AppError`, `SpawnError` or `RestartLimitReached` when it cannot start: whose fault it
         is decides the class, the text is the launcher's.
         """
         if self._config is None or self._launched is not None or self._closed:
@@ -111,6 +111,7 @@ class Cluster(Handle):
             if self._launched.wait(self._config.quick_timeout_s + STOP_MARGIN_S) is None:
                 self._kill()
             self.close()
+            self._begin_again()
             raise
         return self
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("zcluster.handle")
 
 POLL_S: Final = 1.0  # everything wakes the thread; this only bounds what a bug could cost
+# A link that is being replaced when the handle is closed is back within some 20 ms, unless there is no master.
+LEAVE_S: Final = 1.0
 LAST_WORDS_S: Final = 0.05  # after the launcher has ended: what the master published is in our socket by now
 _numbers = itertools.count(1)  # of questions: a master tells repetitions by (pid, number), so one count per process
 
@@ -132,7 +134,8 @@ class Follower:
 
     def when(self, is_over: Callable[[], bool], limit_s: float, then: Callable[[], object]) -> None:
         """Have this thread call `then` as soon as mail has made a condition true, and after `limit_s` in any case."""
-        self._order(_Wait(is_over, time.monotonic() + limit_s, then))
+        if not self._order(_Wait(is_over, time.monotonic() + limit_s, then)):
+            then()
 
     def ring(self) -> None:
         """Have the thread look at its orders and its mailbox."""
@@ -169,9 +172,9 @@ class Follower:
             try:
                 link.register(self._bell)
                 link.register(self._launcher_fd)
-                self._follow(link)
-                if self._mailbox is not None and self._closing and link.joined:
-                    link.send(Leaving("its handle is closed"))  # so that nobody keeps mail for us
+                has_ended = self._follow(link)
+                if self._mailbox is not None and not has_ended:
+                    self._take_leave(link)
             finally:
                 link.close()
         except Exception:
@@ -184,7 +187,8 @@ class Follower:
         name = self._mailbox.name if self._mailbox is not None else ""
         return Hello(link, "handle", os.getpid(), mailbox=name, owner=self._owner)
 
-    def _follow(self, link: Link) -> None:
+    def _follow(self, link: Link) -> bool:
+        """Until the handle is closed, or (true) the launcher has ended."""
         ended = False
         while not (ended or self._closing):
             delivered, ready = link.poll(self._patience_s())
@@ -200,6 +204,18 @@ class Follower:
             link.unregister(self._launcher_fd)
             while delivered := link.poll(LAST_WORDS_S)[0]:
                 self._take(delivered)
+            return True
+        return False
+
+    def _take_leave(self, link: Link) -> None:
+        """Say that we go, so that nobody keeps mail for us: this process, and so our name, may live on for long."""
+        link.unregister(self._bell)
+        end = time.monotonic() + LEAVE_S
+        while not link.joined and (left_s := end - time.monotonic()) > 0:
+            if self._launcher_fd in link.poll(left_s)[1]:
+                return
+        if link.joined:
+            link.send(Leaving("its handle is closed"))
 
     def _patience_s(self) -> float:
         dues = [wait.until for wait in self._waits]
@@ -252,9 +268,12 @@ class Follower:
             bell, self._bell = self._bell, -1
             os.close(bell)
             waiting = [*self._asked.values(), *(order for order in self._orders if isinstance(order, _Question))]
+            waits = [*self._waits, *(order for order in self._orders if isinstance(order, _Wait))]
             self._orders.clear()
         for question in waiting:
             question.answer(None)
         if self._mailbox is not None:
             why = "this handle was closed" if self._closing else "the cluster has ended"
             self._mailbox.close(why, 0.0)  # its threads are waited for by whoever closes the handle
+        for wait in waits:
+            wait.then()  # its question cannot be asked any more, which is an answer

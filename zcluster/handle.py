@@ -84,6 +84,12 @@ class Handle:
         if self._launched is not None:
             self._launched.close()
 
+    def _begin_again(self) -> None:
+        """A start has failed and nothing is left of it: be as before, with all that was registered and set up."""
+        self._launched = self._follower = self._mailbox = self._orders = None
+        self._news = self._news.renewed(self._ordering)
+        self._closed = False
+
     # ---- what is known ---------------------------------------------------------------------------------------------
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from zcluster.callbacks import Callback, Callbacks, Letter, Listener
+from zcluster.callbacks import Callback, Callbacks, Letter, Listener, call
 from zcluster.core.messages import Snapshot
 from zcluster.errors import ClusterError, PeerGone
 from zcluster.roster import STAGES, Happening, Owner, Roster, Worker
@@ -47,12 +47,20 @@ class News:
         self.is_set_up = False
         self._functions: dict[str, list[Listener]] = {event: [] for event in EVENTS}
         self._of_worker: dict[tuple[int, str], list[Listener]] = {}
+        self._told: dict[int, set[str]] = {}  # by worker: the stages whose callbacks have begun
         self._batches = 0  # of news, the end included
         self._happened: dict[str, tuple[int, Worker | None]] = {}  # event -> how often, and whose it was last
         self._watches: list[tuple[Callable[[], bool], Callable[[], None]]] = []
         self._kept: deque[tuple[Worker | None, Letter]] = deque()
         self._kept_bytes = 0
         self._early: deque[tuple[int, Letter]] = deque()
+
+    def renewed(self, owner: Callable[[], Owner]) -> "News":
+        """The same listeners and settings for another attempt, after one of which nothing is left."""
+        news = News(owner)
+        news._functions, news.settings = self._functions, self.settings
+        news.replays, news.keeps_mail, news.dropped = self.replays, self.keeps_mail, self.dropped
+        return news
 
     # ---- listening -------------------------------------------------------------------------------------------------
     def on(self, event: str, fn: Callback) -> None:
@@ -78,9 +86,11 @@ class News:
             raise ClusterError(f"a worker has no event {event!r}; its events are {', '.join(WORKER_EVENTS)}")
         listener = Listener(fn)
         with self.changed:
-            if event in STAGES and worker.has_reached(event):
+            told = self._told.get(worker.id)
+            is_told = worker.is_dead() and worker.has_reached(event) if told is None else event in told
+            if event in STAGES and is_told:
                 self.callbacks.put(listener, *_details(Happening(event, worker)))
-            elif not worker.is_dead():
+            elif told is not None or not worker.is_dead():
                 self._of_worker.setdefault((worker.id, event), []).append(listener)
             if event == "message":
                 self._read_kept(worker, listener)
@@ -184,7 +194,8 @@ class News:
             finally:
                 done.set()
 
-        self.callbacks.put(run)
+        if not self.callbacks.put(run):
+            raise PeerGone("the handle is closed, or too many callbacks wait already")
         while not done.wait(LOOK_S):
             if self.callbacks.is_over():
                 raise PeerGone("the handle was closed before it replied")
@@ -198,8 +209,7 @@ class News:
             self._happened[kind] = (self.count(kind) + 1, worker)
             details = _details(happening)
             if worker is not None:
-                for listener in self._of_worker.get((worker.id, kind), ()):
-                    self.callbacks.put(listener, *details)
+                self.callbacks.put(self._tell_worker, worker, kind, details)
             subject: tuple[object, ...] = (worker, *details)
             if kind == "setup":
                 self.is_set_up, subject = True, (self.settings,)
@@ -207,11 +217,25 @@ class News:
                 subject = (self._generation(),)
             for listener in self._functions.get(kind, ()):
                 self.callbacks.put(listener, *subject)
-            if worker is not None and kind == "online" and self._early:
+            if worker is not None and kind in ("online", "exit") and self._early:
                 self._hand_over_early(worker)
-            elif worker is not None and kind == "exit":
-                self._forget(worker)
         self.tell()
+
+    def _tell_worker(self, worker: Worker, kind: str, details: tuple[object, ...]) -> None:
+        """Call the functions of one worker, before those of the cluster are called for the same event.
+
+        Which they are is looked up only now: a callback of its fork may have registered one for its being online.
+        """
+        with self.changed:
+            if kind in STAGES:
+                self._told.setdefault(worker.id, set()).add(kind)
+            listeners = list(self._of_worker.get((worker.id, kind), ()))
+            if kind == "exit":
+                self._told.pop(worker.id, None)
+                for event in WORKER_EVENTS:
+                    self._of_worker.pop((worker.id, event), None)
+        for listener in listeners:
+            call(listener, *details)
 
     def _generation(self) -> int:
         """Of the code that serves: a reload ends when every worker is of the new one."""
@@ -261,12 +285,6 @@ class News:
                 self._hand_over(worker, letter)
             else:
                 self._early.append((id_, letter))
-
-    def _forget(self, worker: Worker) -> None:
-        for event in WORKER_EVENTS:
-            self._of_worker.pop((worker.id, event), None)
-        if self._early:
-            self._hand_over_early(worker)
 
     def _drop(self, letter: Letter, reason: str) -> None:
         letter.drop()

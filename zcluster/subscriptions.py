@@ -6,6 +6,7 @@ mailbox reads it, and is told of changes. In a child forked by the zygote what w
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +21,7 @@ class Subscriptions:
         self._events: dict[str, tuple[Function, ...]] = {}
         self._topics: dict[str, tuple[Function, ...]] = {}
         self.changed: Callable[[], None] | None = None  # called after each registration; must not block or raise
-        os.register_at_fork(after_in_child=self._after_fork)
-
-    def _after_fork(self) -> None:
-        self._lock = threading.Lock()  # another thread of the parent may have held it
-        self.changed = None  # it rang for the parent's mailbox
+        _all.add(self)
 
     def on(self, event: str, function: Function) -> None:
         """Call `function` at this event, after those registered before it."""
@@ -62,3 +59,18 @@ class Subscriptions:
     def _tell(self) -> None:
         if self.changed is not None:
             self.changed()
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        self.changed = None  # it rang for the parent's mailbox
+
+
+_all: "weakref.WeakSet[Subscriptions]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for subscriptions in list(_all):
+        subscriptions._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)  # once: what is registered there is never given back

@@ -10,13 +10,13 @@ import time
 import urllib.parse
 import zlib
 
-from zcluster import current, gather, publish, request, subscribe, worker
+from zcluster import current, publish, request, subscribe, worker
 from zcluster.core.outbox import QueueFull
 from zcluster.errors import BusError
 
 arrived = []  # [tag, number] of what was as it should be
 lost = []
-gate = threading.Event()
+results = []
 
 
 def body_of(number, size):
@@ -33,12 +33,12 @@ def send_all(to, tag, count, size):
                 current.mailbox.send(f"worker:{to}", ["data", tag, number, body, zlib.crc32(body)])
                 break
             except QueueFull:
-                current.mailbox.flush().result(30)
+                current.mailbox.flush().result(60)
 
 
 def send_until_gone(to):
-    """Send until that fails; returns the errors' names, and when (time.time) the first came."""
-    failed = []
+    """Send until that fails; leaves the error's name, when (time.time) it came, and the first failed future's."""
+    failed, pause = [], threading.Event()
 
     def note(future):
         if future.exception() is not None:
@@ -48,9 +48,9 @@ def send_until_gone(to):
         try:
             current.mailbox.send(f"worker:{to}", ["data", "gone", number, b"", 0]).add_done_callback(note)
         except BusError as error:
-            return [type(error).__name__, time.time(), failed[:1]]
-        time.sleep(0.005)
-    return None
+            results.append([type(error).__name__, time.time(), failed[:1]])
+            return
+        pause.wait(0.005)
 
 
 @worker.on("message")
@@ -71,30 +71,26 @@ def take(message):
         case {"do": "arrived"}:
             return [arrived, lost]
         case {"do": "until gone", "to": to}:
-            return send_until_gone(to)
-        case {"do": "publish", "count": count, "size": size}:
+            threading.Thread(target=send_until_gone, args=(to,)).start()
+            return True
+        case {"do": "results"}:
+            return results
+        case {"do": "publish", "tag": tag, "count": count}:
             for number in range(count):
-                publish("news", [number, body_of(number, size)], reliable=number % 2 == 0)
-            current.mailbox.flush().result(30)
+                publish("news", [tag, number], reliable=number % 2 == 0)
+            current.mailbox.flush().result(60)
             return True
         case {"do": "follow"}:
-            subscribe("news", on_lost=lost.append)(lambda news: arrived.append(["news", news[0]]))
+            subscribe("news", on_lost=lost.append)(arrived.append)
             return True
-        case {"do": "gather"}:
-            return list(gather("who", None, 0.5))
     return None
-
-
-@subscribe("who")
-def who(_payload):
-    return worker.id
 
 
 def app(environ, start_response):
     """Pass a command on."""
     id_, command = environ["PATH_INFO"].strip("/"), json.loads(urllib.parse.unquote(environ["QUERY_STRING"]))
     try:
-        answer = {"reply": request(int(id_), command, 30.0)}
+        answer = {"reply": request(int(id_), command, 60.0)}
     except BusError as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     start_response("200 OK", [("Content-Type", "application/json")])

@@ -110,8 +110,8 @@ class Station:
             self.listen(topic)
         self.turns = 0
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._orders = []
-        self._running, self._awake = True, threading.Event()
+        self._orders, self._lock = [], threading.Lock()
+        self._running, self._awake, self._resting = True, threading.Event(), threading.Event()
         self._awake.set()
         self.mailbox = Mailbox(name, self.on, lambda: None, daemon=True)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -129,7 +129,9 @@ class Station:
         return Hello(link, role, os.getpid(), worker, self.name, self.options.get("owner", False))
 
     def ring(self):
-        os.eventfd_write(self._bell, 1)
+        with self._lock:
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
 
     def _run(self):
         topics = (TOTALS, MEMBERS, TOPICS) if self.on.has_topics() else (TOTALS, MEMBERS)
@@ -137,7 +139,9 @@ class Station:
         self.link.register(self._bell)
         self.mailbox.attach(self.ring, self.exits.append)
         while self._running:
-            self._awake.wait()
+            if not self._awake.is_set():
+                self._resting.set()
+                self._awake.wait()
             due = min(self.mailbox.due, time.monotonic() + 60)
             delivered, ready = self.link.poll(max(0.0, due - time.monotonic()))
             self.turns += 1
@@ -156,9 +160,11 @@ class Station:
         self.ring()
 
     def stop(self):
-        """As SIGSTOP would, after the turn it is in."""
+        """As SIGSTOP would; returns when it has stopped."""
+        self._resting.clear()
         self._awake.clear()
         self.ring()
+        assert self._resting.wait(WAIT_S)
 
     def go_on(self):
         self._awake.set()
@@ -175,9 +181,10 @@ class Station:
         self._awake.set()
         self.ring()
         self._thread.join()
-        ended = self.mailbox.close("it was closed", 20.0)
-        if ended:  # else a thread may ring yet
-            os.close(self._bell)
+        ended = self.mailbox.close("it was closed", WAIT_S)
+        with self._lock:
+            bell, self._bell = self._bell, -1
+            os.close(bell)
         return ended
 
 

@@ -14,7 +14,7 @@ import zmq
 from serving import Master, until
 
 from zcluster import bus
-from zcluster.bus.endpoints import CTL_CUT_BYTES, EVT_CUT_BYTES, EVT_MAX_BYTES, SUBSCRIPTION_CUT_BYTES
+from zcluster.bus.endpoints import CTL_CUT_BYTES, CTL_HWM, EVT_CUT_BYTES, EVT_MAX_BYTES, SUBSCRIPTION_CUT_BYTES
 from zcluster.bus.hub import TURN_MESSAGES, Hub
 from zcluster.core.codec import encode
 from zcluster.core.messages import Answer, Ask, Hello, Increments, Ready, Welcome

@@ -67,7 +67,9 @@ def test_joining_brings_the_snapshot_and_then_every_update(run_dir, connect, col
     """After Joined the totals of the snapshot are known, and what is published is delivered as it is."""
     with Master(run_dir, epoch=7, totals={"requests": 5}) as master:
         link = connect()
-        seen = joined(link)
+        seen = [
+            m for m in joined(link) if not isinstance(m, Refreshed)
+        ]  # a Hello that was repeated is answered twice
         assert [type(m) for m in seen] == [Joined]
         assert (seen[0].snapshot.epoch, seen[0].again, link.epoch, link.totals) == (7, False, 7, {"requests": 5})
         number = master.do(lambda: master.publish_totals(requests=6))

@@ -90,8 +90,11 @@ def test_gather_returns_what_there_is_and_who_is_missing(town):
     killed.stop()
     killed_now = threading.Timer(0.05, town.bury, ["worker:3"])
     killed_now.start()
-    gathered = one.mailbox.gather("t", "x", 1.0)
-    killed_now.join()
+    for timeout_s in (1.0, 4.0, 16.0):  # a busy machine may need more than one
+        gathered = one.mailbox.gather("t", "x", timeout_s)
+        killed_now.join()
+        if len(gathered.replies) == 2 and len(gathered.missing) > 4:
+            break
     assert gathered.replies == {1: ["worker:1", "x"], 7: ["worker:7", "x"]}
     assert set(gathered.missing) == {2, 3, 4, 5, 6}
     assert gathered.missing[2] == "did not reply in time"

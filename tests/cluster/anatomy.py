@@ -12,7 +12,7 @@ from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.process import is_alive, processes
 
 # Scheduling of two busy cores; what is measured with it is milliseconds on an idle machine.
-PATIENCE_S = 20.0
+PATIENCE_S = 30.0
 
 
 @dataclass

@@ -1,5 +1,5 @@
 """Fixtures for the tests of the handle and the command line."""
 
-from handle_rig import command_line, launch, options, run_dir
+from handle_rig import command_line, launch, options, run_dir, talking
 
-__all__ = ["command_line", "launch", "options", "run_dir"]
+__all__ = ["command_line", "launch", "options", "run_dir", "talking"]

@@ -29,7 +29,7 @@ READY = re.compile(r"zcluster: ready on (\S+) \((\d+) workers, master (\d+)\)")
 KEPT_MAX = 64  # connections that `answers_until` keeps open: far below any limit of descriptors
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 15.0, what: str = "") -> object:
+def wait_for(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "") -> object:
     """Poll until `condition()` is true and return its value; AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -118,7 +118,7 @@ class Running:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def wait_ready(self, timeout_s: float = 20.0) -> str:
+    def wait_ready(self, timeout_s: float = 40.0) -> str:
         """Wait for the ready line; returns and keeps the URL."""
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
@@ -131,7 +131,7 @@ class Running:
     def command_line(self, command: str, *options: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run `zcluster COMMAND` on the clusters in this run directory to its end."""
         out = subprocess.run([*ZCLUSTER, command, f"--run-dir={self.base}", *options],
-                             capture_output=True, text=True, timeout=20)  # fmt: skip
+                             capture_output=True, text=True, timeout=40)  # fmt: skip
         assert out.returncode == code, f"{out.returncode}: {out.stdout}{out.stderr}\nlog:\n{self.log}"
         return out
 
@@ -161,7 +161,7 @@ class Running:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = 45.0) -> int:
         """Exit code of the launcher."""
         try:
             return self.process.wait(timeout_s)
@@ -169,22 +169,22 @@ class Running:
             there = [described(pid) for pid in self.processes()]
             raise AssertionError(f"still running after {timeout_s} s: {there}, log:\n{self.log}") from None
 
-    def stop(self, number: int = SIGTERM, timeout_s: float = 20.0) -> int:
+    def stop(self, number: int = SIGTERM, timeout_s: float = 45.0) -> int:
         if self.process.poll() is None:
             self.signal(number)
         return self.wait(timeout_s)
 
-    def wait_log(self, pattern: str, timeout_s: float = 15.0) -> re.Match[str]:
+    def wait_log(self, pattern: str, timeout_s: float = 30.0) -> re.Match[str]:
         try:
             return wait_for(lambda: re.search(pattern, self.log), timeout_s)
         except AssertionError:
             raise AssertionError(f"{pattern!r} is not in the log after {timeout_s} s:\n{self.log}") from None
 
-    def end(self, number: int = SIGTERM, timeout_s: float = 20.0) -> str:
+    def end(self, number: int = SIGTERM, timeout_s: float = 45.0) -> str:
         """Send this signal and see a clean end: exit 0, no process and no file left. Returns the log."""
         return self.ended(timeout_s, number=number)
 
-    def ended(self, timeout_s: float = 20.0, *, code: int = 0, number: int | None = None) -> str:
+    def ended(self, timeout_s: float = 45.0, *, code: int = 0, number: int | None = None) -> str:
         """See it end with this code, in time, and leave no process and no file. Returns the log."""
         if number is not None and self.process.poll() is None:
             self.signal(number)

@@ -211,4 +211,4 @@ def test_single_connections_beside_a_busy_worker(busy):
     # leaves connections to the busy worker is late with every fourth.
     assert late(ours) <= 2 * late(theirs) + len(ours) // 200, text
     # None hangs; but for a second or two a machine may stand still.
-    assert ours[-1] < 5.0, text
+    assert ours[-1] < 5.0 + 2 * max(theirs), text

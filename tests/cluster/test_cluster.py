@@ -363,6 +363,20 @@ def test_a_handle_is_used_once(options):
         cluster.start()
 
 
+def test_what_could_not_start_can_be_started_again(options):
+    """The port is somebody else's: SpawnError; it is given back: the same object starts, with its callbacks."""
+    listening = []
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        cluster = Cluster("small_app:app", **{**options, "bind": f"127.0.0.1:{holder.getsockname()[1]}"})
+        cluster.on("listening", listening.append)
+        with pytest.raises(SpawnError, match="in use"):
+            cluster.start()
+        assert "not started" in repr(cluster)
+    with cluster:
+        assert get(cluster.url)
+        cluster.wait_for(lambda: len(listening) == len(cluster.workers))
+
+
 def test_a_callback_may_stop_the_cluster(options):
     """`stop` in a callback neither deadlocks nor loses the end."""
     stopped = []

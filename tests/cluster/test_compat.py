@@ -11,41 +11,46 @@ PROGRAM = """
 import os, sys
 from zcluster import compat as cluster
 
+
+def say(*words):
+    os.write(1, " ".join([*map(str, words), ""]).rstrip().encode() + b"\\n")  # in one piece: threads speak at once
+
+
 if cluster.is_primary:
     assert not cluster.is_worker and not cluster.worker
     assert (cluster.workers, dict(cluster.settings), cluster.exited_after_disconnect) == ({}, {}, None)
-    cluster.on("setup", lambda settings: print("setup", settings["threads"], flush=True))
+    cluster.on("setup", lambda settings: say("setup", settings["threads"]))
     cluster.setup_primary(bind="127.0.0.1:0", threads=2, run_dir=os.environ["RUN_DIR"], graceful_timeout_s=2)
     assert cluster.settings["threads"] == 2
     for number in range(3):
         forked = cluster.fork({"NUMBER": str(number)})
         assert cluster.workers[forked.id] is forked
     for event in ("fork", "online", "listening"):
-        cluster.on(event, lambda worker, *more, event=event: print(event, worker.id, *more[1:], flush=True))
+        cluster.on(event, lambda worker, *more, event=event: say(event, worker.id, *more[1:]))
     greeted = []
 
     @cluster.on("message")
     def on_message(worker, message):
-        print("message", worker.id, message, flush=True)
+        say("message", worker.id, message)
         greeted.append(worker)
         if len(greeted) == 3:
             cluster.workers[2].kill("SIGKILL")
         elif len(greeted) == 4:
-            cluster.disconnect(lambda: print("all gone", cluster.workers, flush=True))
+            cluster.disconnect(lambda: say("all gone", cluster.workers))
 
     @cluster.on("exit")
     def on_exit(worker, code, signal):
-        print("exit", worker.id, code, signal, worker.exited_after_disconnect, flush=True)
+        say("exit", worker.id, code, signal, worker.exited_after_disconnect)
         if not worker.exited_after_disconnect:
-            print("replaced by", cluster.fork().slot, "of", len(cluster.workers), flush=True)
+            say("replaced by", cluster.fork().slot, "of", len(cluster.workers))
 
-    print("last line", flush=True)
+    say("last line")
 else:
     import threading
 
     @cluster.worker.on("disconnect")
     def on_disconnect():
-        print("leaving", cluster.worker.id, cluster.exited_after_disconnect, flush=True)
+        say("leaving", cluster.worker.id, cluster.exited_after_disconnect)
 
     def greet():
         assert cluster.is_worker and not cluster.is_primary and cluster.exited_after_disconnect is None
@@ -107,7 +112,7 @@ def test_a_program_in_nodes_shape(run):
 
 def test_a_program_that_fails_ends_at_once(run):
     """With its traceback and exit code; its workers go with it, as in Node."""
-    text = PROGRAM.replace('    print("last line"', '    raise RuntimeError("on fire")\n    print("last line"')
+    text = PROGRAM.replace('    say("last line"', '    raise RuntimeError("on fire")\n    say("last line"')
     _lines, errors, code = run(text.replace("def app():\n        greet()", "def app():\n        pass"))
     assert code == 1
     assert "RuntimeError: on fire" in errors
@@ -119,7 +124,7 @@ def test_an_app_that_cannot_be_imported_fails_the_fork(run):
         "import os\n"
         "from zcluster import AppError, compat as cluster\n"
         "if cluster.is_primary:\n"
-        "    cluster.disconnect(lambda: print('nobody', flush=True))\n"
+        "    cluster.disconnect(lambda: os.write(1, b'nobody\\n'))\n"
         "    cluster.setup_primary(app='no_such_module:app', bind='127.0.0.1:0', run_dir=os.environ['RUN_DIR'])\n"
         "    try:\n"
         "        cluster.fork()\n"

@@ -270,3 +270,23 @@ def test_reload(options, tmp_path, monkeypatch):
         assert cluster.reload(wait=False) == 0
         until(lambda: len(told) == 3)
         assert "the shop is on fire" in told[2][1]
+
+
+def test_functions_of_a_worker_are_called_first(options):
+    """Also when a slow callback of its fork registers them after it has long been listening."""
+    told = []
+    cluster = Cluster("talking_app:app", **{**options, "workers": 1})
+
+    @cluster.on("fork")
+    def forked(worker):
+        until(lambda: worker.has_reached("listening"))
+        for event in ("online", "listening", "exit"):
+            worker.on(event, lambda event=event: told.append(f"own {event}"))
+
+    for event in ("online", "listening", "exit"):
+        cluster.on(event, lambda worker, event=event: told.append(event))
+    with cluster:
+        until(lambda: "listening" in told)
+        cluster.disconnect()
+        until(lambda: "exit" in told)
+    assert told == ["own online", "online", "own listening", "listening", "own exit", "exit"]

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from anatomy import gone, instance, kill, see
 from handle_rig import options, run_dir  # noqa: F401  (fixtures)
-from harness import wait_for
 from load import Load
-from verbs_rig import HOLD, verbs
+from verbs_rig import ANSWER_S, HOLD, until, verbs
 
 from zcluster import Cluster
 from zcluster.errors import BusError
@@ -23,6 +22,9 @@ def after_fork():
             Counter(f"c{number}")
 os.register_at_fork(after_in_child=after_fork)
 """
+
+
+SPARE = 5
 
 
 def fds(pid):
@@ -43,7 +45,7 @@ def test_new_code_without_a_lost_request(tmp_path):
         assert it.about()["version"] == 2
         gone(before["zygote_pid"])
         kill(after["workers"][0]["pid"])
-        wait_for(lambda: it.pids().get(0, after["workers"][0]["pid"]) != after["workers"][0]["pid"])
+        until(lambda: it.pids().get(0, after["workers"][0]["pid"]) != after["workers"][0]["pid"])
         it.whole(3, 2)
         assert it.environ(0)["version"] == 2
         log = it.cluster.end()
@@ -87,13 +89,12 @@ def test_reloads_at_once(tmp_path):
         first = it.asking("reload", {"token": "a"})
         it.held()
         it.write(3)
-        others = [it.asking("reload", {"token": token}) for token in ("b", "c", "b")]
-        asked = "reloading: generation 2 .* generation 1"
-        it.cluster.wait_log(asked)
+        others = [it.asking("reload", {"token": token}) for token in ("b", "c")]
+        it.cluster.wait_log(r"the next reload begins when this one has ended; asked for by 2")
         assert not first.done()
         it.go()
-        assert first.result(30) == {"generation": 2}
-        assert {other.result(30)["generation"] for other in others} <= {2, 3}
+        assert first.result(ANSWER_S) == {"generation": 2}
+        assert [other.result(ANSWER_S) for other in others] == [{"generation": 3}] * 2
         it.whole(2, 3)
         assert it.about()["version"] == 3
         (tmp_path / "go").unlink()
@@ -103,7 +104,7 @@ def test_reloads_at_once(tmp_path):
         it.held()
         log = it.cluster.end()
         with pytest.raises(BusError, match=r"the cluster is stopping|the cluster ended"):
-            last.result(30)
+            last.result(ANSWER_S)
     assert "Traceback" not in log
 
 
@@ -122,9 +123,9 @@ def test_the_master_is_killed_in_the_middle(tmp_path, moment):
             it.go()
         else:
             it.go()
-            wait_for(lambda: len({w["generation"] for w in it.workers()}) > 1 or asked.done())
+            until(lambda: len({w["generation"] for w in it.workers()}) > 1 or asked.done())
             kill(master)
-        generation = asked.result(60)["generation"]
+        generation = asked.result(ANSWER_S)["generation"]
         assert generation >= 2
         it.whole(3, generation)
         assert it.about()["version"] == 2
@@ -142,14 +143,15 @@ def test_nothing_is_left_of_old_generations(tmp_path):
         it.ask("reload", {"token": "first"})
         shot = it.whole(1, 2)
         kept = (shot["master_pid"], it.cluster.process.pid)
-        before = [fds(pid) for pid in kept]
+        before = {pid: fds(pid) + SPARE for pid in kept}
         worker_before = fds(shot["workers"][0]["pid"])
         for number in range(3, 12):
             assert it.ask("reload", {"token": f"{number}"}) == {"generation": number}
         shot = it.whole(1, 11)
-        wait_for(lambda: [fds(pid) for pid in kept] <= before, what=f"{[fds(pid) for pid in kept]} are {before}")
-        assert fds(shot["workers"][0]["pid"]) <= worker_before
-        files = wait_for(lambda: [f for f in names(it) if f.startswith("stacks")] == expected(shot) and names(it))
+        # One that is not closed each time would be nine; libzmq connects, and disconnects, when it pleases.
+        until(lambda: all(fds(pid) < most for pid, most in before.items()), what=f"{before} are not exceeded")
+        assert fds(shot["workers"][0]["pid"]) < worker_before + SPARE
+        files = until(lambda: [f for f in names(it) if f.startswith("stacks")] == expected(shot) and names(it))
         assert not [name for name in files if name.startswith("boot")]
         assert shot["master_pid"] == kept[0]
 

@@ -193,11 +193,12 @@ def test_a_state_directory_that_is_gone_makes_no_storm(tmp_path):
         state.rename(away)
         kill(first)
         pauses = r"service \d+ died; starting another in ([0-9.]+) s"
-        waits = wait_for(
-            lambda: found if len(found := re.findall(pauses, cluster.log)) >= 5 else None, 30.0, "five deaths"
-        )
-        assert float(waits[0]) == 0.0
-        assert float(waits[4]) >= 0.3, waits  # 0.8 s, less up to half by chance
+
+        def grown():  # 0.1 s doubled each time, less up to half by chance; a machine may be late and begin again
+            found = [float(pause) for pause in re.findall(pauses, cluster.log)]
+            return found if max(found, default=0.0) >= 0.3 else None
+
+        assert wait_for(grown, 60.0, "a longer pause")[0] == 0.0
         away.rename(state)
         assert cluster.get("/durable") == "1"
 

@@ -4,9 +4,8 @@ import signal
 
 import pytest
 from anatomy import kill
-from harness import wait_for
 from load import Load
-from verbs_rig import verbs
+from verbs_rig import ANSWER_S, until, verbs
 
 from zcluster.errors import BusError
 
@@ -40,13 +39,13 @@ def test_a_worker_with_an_environment_of_its_own(tmp_path):
         pids = {w["slot"]: w["pid"] for w in it.whole(2)["workers"]}
         assert (it.environ(1)["color"], it.environ(0)["color"]) == ("blue", "")
         kill(pids[1], pids[0])
-        wait_for(lambda: not set(pids.values()) & set(it.pids().values()) and len(it.pids()) == 2)
+        until(lambda: not set(pids.values()) & set(it.pids().values()) and len(it.pids()) == 2)
         after = it.whole(2)
         assert (it.environ(1)["color"], it.environ(0)["color"]) == ("blue", "")
         kill(after["master_pid"])
-        wait_for(lambda: it.snapshot()["epoch"] == 2)
+        until(lambda: it.snapshot()["epoch"] == 2)
         kill(it.pids()[1])
-        wait_for(lambda: it.pids().get(1, after["workers"][1]["pid"]) != after["workers"][1]["pid"])
+        until(lambda: it.pids().get(1, after["workers"][1]["pid"]) != after["workers"][1]["pid"])
         it.whole(2)
         assert it.environ(1)["color"] == "blue"
         assert it.ask("reload", {"token": "a"}) == {"generation": 2}
@@ -71,7 +70,7 @@ def test_disconnecting_one_and_all(tmp_path):
         assert (shot["state"], shot["workers"]) == ("running", [])
         answer = it._pool.submit(it.about)
         assert it.ask("fork") == {"slot": 0, "id": 4}  # one that was there before has a lower id
-        assert answer.result(20)["slot"] == 0
+        assert answer.result(ANSWER_S)["slot"] == 0
         (worker,) = it.whole(1)["workers"]
         assert (worker["restarts"], worker["id"] > 3) == (1, True)
         it.cluster.end()
@@ -88,7 +87,7 @@ def test_the_next_master_keeps_the_size(tmp_path):
             kill(master)
             shot = it.whole(slots)
             if shot["master_pid"] == master:  # it was seen whole before the kernel had ended it
-                wait_for(lambda master=master: it.snapshot()["master_pid"] != master)
+                until(lambda master=master: it.snapshot()["master_pid"] != master)
                 shot = it.whole(slots)
             assert shot["epoch"] == number
         it.cluster.end(signal.SIGTERM)

@@ -134,8 +134,8 @@ def test_kills_inside_incr(cluster):
     rng = random.Random(21)
     kills, most = 6, 10**9
     before = cluster.counters()["requests"]
+    whole(cluster, WORKERS)
     for _ in range(kills):
-        whole(cluster, WORKERS)
         client = threading.Thread(target=ask, args=(cluster, f"/many?{most}"))
         client.start()
         with ledger(cluster) as seen:

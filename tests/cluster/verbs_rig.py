@@ -4,17 +4,18 @@ import http.client
 import json
 import os
 import select
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 from anatomy import see
-from harness import Running, wait_for
+from harness import Running, answers_until, wait_for
 
 from zcluster import Cluster
 
-ANSWER_S = 30.0
+ANSWER_S = 60.0  # a reload is several starts of an interpreter, on a machine that may have ten tests at once
 PAUSE_S = 0.02  # between two questions to the master, which has work to do
 APP = """
 import json, os, select
@@ -35,6 +36,11 @@ open("held", "w").close()
 while not os.path.exists("go"):
     select.select([], [], [], 0.005)
 """
+
+
+def until(condition: Callable[[], object], what: str = "") -> object:
+    """`wait_for` with the patience of this rig."""
+    return wait_for(condition, ANSWER_S, what)
 
 
 class Verbs:
@@ -91,7 +97,7 @@ class Verbs:
             return shot if is_true and not seen.others else None
 
         try:
-            return wait_for(look, ANSWER_S, f"slots {wanted} are whole")
+            return until(look, f"slots {wanted} are whole")
         except AssertionError as error:
             raise AssertionError(f"{error}: {last}\n{self.cluster.log}") from None
 
@@ -104,18 +110,20 @@ class Verbs:
         finally:
             connection.close()
 
-    def environ(self, slot: int) -> dict[str, str]:
+    def environ(self, slot: int) -> dict[str, object]:
         """What the worker of this slot was given: asked until it is the one that answers."""
+        said: list[dict[str, object]] = []
 
-        def ask() -> dict[str, object] | None:
-            said = self.about()
-            return said if said["slot"] == slot else None
+        def is_it(body: bytes) -> bool:
+            said.append(json.loads(body))
+            return said[-1]["slot"] == slot
 
-        return wait_for(ask, ANSWER_S, f"an answer of slot {slot}")
+        answers_until(self.cluster.address, is_it, "/about")
+        return said[-1]
 
     def held(self) -> None:
         """Wait until an import has come to HOLD."""
-        wait_for((self.folder / "held").exists, ANSWER_S, "an import is held")
+        until((self.folder / "held").exists, "an import is held")
 
     def go(self) -> None:
         (self.folder / "go").touch()
@@ -132,8 +140,9 @@ def write_app(folder: Path, version: int, before: str = "") -> None:
 def verbs(folder: Path, *options: str, workers: int = 2, **more: object):
     """Start a cluster of version 1 of the app and attach to it; everything is gone afterwards."""
     write_app(folder, 1)
-    cluster = Running("served:app", *options, workers=workers, cwd=folder, **more)
+    cluster = Running("served:app", *options, workers=workers, cwd=folder, wait=False, **more)
     try:
+        cluster.wait_ready(ANSWER_S)
         handle = Cluster.attach(run_dir=str(cluster.base))
         pool = ThreadPoolExecutor(4)
         try:

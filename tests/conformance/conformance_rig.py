@@ -212,10 +212,22 @@ class Load:
             thread.join()
 
 
+def stop(worker):
+    """SIGSTOP, and wait until the last of its threads has stopped: until then some may go on."""
+    assert worker.kill(signal.SIGSTOP)
+    tasks = Path(f"/proc/{worker.pid}/task")
+    until(lambda: {state_of(task / "stat") for task in tasks.iterdir()} == {"T"})
+
+
+def state_of(path):
+    """The letter that a file named stat of /proc has for the state of a process or thread."""
+    return path.read_text().rpartition(")")[2].split()[0]
+
+
 def is_alive(pid):
     """Whether there is a process of this number that has not ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return state_of(Path(f"/proc/{pid}/stat")) not in "ZX"
     except OSError:
         return False
 

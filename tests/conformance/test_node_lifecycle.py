@@ -54,7 +54,7 @@ def test_t01_each_event_once_and_in_order(three):
 def test_t02_an_id_is_never_used_again(three):
     """A replacement has a new id and the old slot, a fork the next of both; `workers` has the living."""
     before = dict(three.workers)
-    last = max(worker.id for _, worker in three.told.all)
+    last = max([*before, *(worker.id for _, worker in three.told.all)])
     victim = in_slot(three, 1)
     victim.kill(signal.SIGKILL)
     three.wait_for(lambda: victim.is_dead() and any(w.slot == 1 for w in three.workers.values()), 20)

@@ -4,7 +4,7 @@ import signal
 from contextlib import closing, suppress
 
 import pytest
-from conformance_rig import LIMIT_S, Begun, Load, cluster_of, connection, end_of, get, is_alive, until
+from conformance_rig import LIMIT_S, Begun, Load, cluster_of, connection, end_of, get, is_alive, stop, until
 
 HANG_S = 3.0  # a busy machine must not keep a healthy worker from running for so long
 
@@ -21,7 +21,7 @@ def test_t52_a_stopped_worker_costs_one_client(counted):
     with closing(connection(counted)) as client:
         client.request("GET", "/")
         stopped = counted.workers[int(client.getresponse().read())]
-        assert stopped.kill(signal.SIGSTOP)
+        stop(stopped)
         client.request("GET", "/")  # on the connection that the stopped worker holds
         assert str(stopped.id) not in [get(counted) for _ in range(30)]
         counted.wait_for(stopped.is_dead, LIMIT_S)

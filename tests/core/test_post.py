@@ -10,7 +10,7 @@ from zcluster.core import post as post_module
 from zcluster.core import streams
 from zcluster.core.mail import MASTER, Got, Members
 from zcluster.core.outbox import QueueFull
-from zcluster.core.post import ABSENT_S, HANDLES, KEEP_S, Post
+from zcluster.core.post import ABSENT_S, HANDLES, KEEP_S, LEAVING_S, Post
 from zcluster.core.streams import Incoming, Parcel
 from zcluster.errors import PeerGone
 
@@ -351,6 +351,34 @@ def test_a_full_post_refuses_and_a_reply_always_finds_room(monkeypatch):
     post.put("worker:2", parcel(6, body=b"x" * 50), 1.0)
     with pytest.raises(QueueFull, match="51 bytes"):
         post.put("worker:2", parcel(7), 1.0)
+
+
+def test_one_receiver_that_does_not_listen_leaves_room_for_the_others(monkeypatch):
+    """A stopped worker, or a handle nobody reads, is full by itself, and the error names it."""
+    monkeypatch.setattr(post_module, "ONE_MESSAGES_MAX", 2)
+    post = joined(2, 3, handles=["handle:1-a", "handle:1-b"])
+    for to in ("worker:2", "worker:2", "handle:1-b", "handle:1-b"):
+        post.put(to, parcel(), 1.0)
+    for to, who in (("worker:2", "worker:2"), ("handle:1-b", "handle:1-b"), (HANDLES, "handle:1-b")):
+        with pytest.raises(QueueFull, match=f"2 messages .2 bytes. wait to be received by {who}"):
+            post.put(to, parcel(), 1.0)
+    assert post.put("worker:3", parcel(), 1.0) == post.put("handle:1-a", parcel(), 1.0) == 1
+    monkeypatch.setattr(post_module, "ONE_MESSAGES_MAX", 9)
+    monkeypatch.setattr(post_module, "ONE_BYTES_MAX", 5)
+    post.put("worker:3", parcel(body=b"x" * 10), 1.0)
+    with pytest.raises(QueueFull, match="by worker:3"):
+        post.put("worker:3", parcel(), 1.0)
+
+
+def test_who_leaves_does_not_wait_long_for_a_handle_that_nobody_opens():
+    """A cluster of the command line has none: each of its workers would take seconds to leave."""
+    post = joined()
+    post.put(HANDLES, parcel(1), 10.0)
+    assert post.due == 10.0 + ABSENT_S
+    post.leave()
+    assert post.due == 10.0 + LEAVING_S
+    post.expire(10.0 + LEAVING_S)
+    assert [p.ticket for p, _reason in post.failed] == [1]
 
 
 def test_a_long_message_holds_up_its_own_stream_only():

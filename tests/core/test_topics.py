@@ -176,6 +176,12 @@ def test_over_the_deaths_of_masters_what_is_reliable_comes_once_and_no_loss_is_s
     assert len(world.got) + world.lost == len(world.all)
 
 
+def test_what_a_master_took_with_it_is_told_once_though_the_next_message_has_two_pieces():
+    """Found by a search."""
+    world = run([("publish", 2), ("publish", 6), ("replace", 0)])
+    assert (len(world.got), world.lost) == (5, 1)
+
+
 def test_who_begins_to_follow_gets_nothing_old(monkeypatch):
     """Neither what this master has published before, nor what is published again after its death."""
     world = World()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def run_clean(words: Sequence[str | Path], cwd: Path, timeout_s: float = 50.0) -> "subprocess.CompletedProcess[str]":
+def run_clean(words: Sequence[str | Path], cwd: Path, timeout_s: float = 90.0) -> "subprocess.CompletedProcess[str]":
     """Run this interpreter with `words`; nothing that inherited its environment may live when it has ended."""
     mark = f"ZC_HOUSE_MARK={secrets.token_hex(8)}"
     name, _, value = mark.partition("=")
@@ -28,7 +28,7 @@ def run_clean(words: Sequence[str | Path], cwd: Path, timeout_s: float = 50.0) -
                 timeout=timeout_s,
             )
         # multiprocessing's resource tracker, of the demo's clients, ends a moment after the program it belongs to.
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + 20.0
         while (left := living(mark)) and time.monotonic() < deadline:
             select.select([], [], [], 0.01)
         told = subprocess.CompletedProcess(done.args, done.returncode, out.read_text(), errors.read_text())

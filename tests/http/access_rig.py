@@ -72,5 +72,5 @@ def run_script(text, *arguments, **more):
             log.note({{**ENVIRON, "RAW_URI": target}}, {OK!r}, "", 1, 0.0)
     """
     program = textwrap.dedent(head) + textwrap.dedent(text)
-    keywords = {"capture_output": True, "text": True, "timeout": 40, **more}
+    keywords = {"capture_output": True, "text": True, "timeout": 100, **more}
     return subprocess.run([sys.executable, "-c", program, *map(str, arguments)], **keywords)

@@ -92,7 +92,7 @@ class Client:
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         self.sock.settimeout(DEADLINE_S)
         self.sock.connect(address)
-        self._buffer = b""
+        self._buffer = bytearray()  # grows without being copied: bodies are large
 
     def send(self, data):
         self.sock.sendall(data)
@@ -107,13 +107,13 @@ class Client:
     def _line(self):
         while b"\r\n" not in self._buffer:
             self._more()
-        line, _, self._buffer = self._buffer.partition(b"\r\n")
-        return line
+        return self._exactly(self._buffer.index(b"\r\n") + 2)[:-2]
 
     def _exactly(self, count):
         while len(self._buffer) < count:
             self._more()
-        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        data = bytes(self._buffer[:count])
+        del self._buffer[:count]
         return data
 
     def _chunks(self):
@@ -151,8 +151,7 @@ class Client:
         with contextlib.suppress(EOFError):
             while True:
                 self._more()
-        data, self._buffer = self._buffer, b""
-        return data
+        return self._exactly(len(self._buffer))
 
     def at_end(self):
         """Whether the server has ended the connection with nothing more said."""

@@ -373,7 +373,8 @@ def test_a_child_of_the_application_writes_nothing(tmp_path):
                 note(log, "/child")
                 names = [f"/proc/self/fd/{fd}" for fd in range(3, 20)]
                 log.close()
-                sys.exit(any(os.path.exists(name) and os.path.samefile(name, sys.argv[1]) for name in names))
+                leave = os._exit if number % 5 else sys.exit  # which takes ten times as long as all the rest
+                leave(any(os.path.exists(name) and os.path.samefile(name, sys.argv[1]) for name in names))
             failed += os.waitpid(pid, 0)[1] != 0
         stop.set()
         thread.join()

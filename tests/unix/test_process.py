@@ -246,7 +246,8 @@ def strike(where, number):
         if where == "middle, after its fork" and os.getpid() != top:
             os.kill(os.getpid(), number)
 
-    process.BIRTH_TIMEOUT_MS = 1500  # what a birth that nobody stopped needs on a busy machine
+    # What a birth that nobody stopped needs on a busy machine; longer where it must succeed.
+    process.BIRTH_TIMEOUT_MS = 10_000 if where == "middle, after its fork" else 1500
     os.register_at_fork(after_in_child=in_child_hook, after_in_parent=in_parent_hook)
 
 
@@ -259,7 +260,7 @@ def test_a_birth_that_is_struck_is_a_living_process_or_an_error(where, number):
         begun = time.monotonic()
         zygote_pid, told, gate = born(lambda: strike(where, number))
         took_s = time.monotonic() - begun
-        assert took_s < 15
+        assert took_s < 30
         if where == "middle, after its fork":
             pid, start_ticks = told
             assert process.is_alive(pid, start_ticks)

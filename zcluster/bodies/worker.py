@@ -89,6 +89,7 @@ def main(birth: Birth) -> int:
         if current.counting is not None:
             current.counting.bind_all()
     except ClusterError as error:  # the app, or more counters than the ledger has room for
+        mailbox.close("this worker could not start", 0.0)
         (run_dir / f"boot-{info.id}").write_text(str(error), encoding="utf-8", errors="replace")
         return BOOT_FAILED_CODE
     return Worker(birth, app, ledger, signals, mailbox).run()
@@ -169,6 +170,7 @@ class Worker:
             self._finish_mail()
         except BaseException:  # the engine must not go on, and hold up the exit, in a worker that nobody leads
             self.engine.drain(quick=True)
+            self.mailbox.close("this worker has failed", 0.0)
             if self.access is not None:
                 self.access.close()
             raise

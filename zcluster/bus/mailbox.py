@@ -21,7 +21,7 @@ from zcluster.bus.link import Link
 from zcluster.bus.pool import Pool
 from zcluster.bus.reception import Deliver, Reception
 from zcluster.core.codec import MAX_TOPIC_BYTES
-from zcluster.core.joining import Joined, Parted, Refreshed
+from zcluster.core.joining import Joined, Refreshed
 from zcluster.core.mail import MASTER, TOPICS, Got, Kind, Mail, Members, Publication, Replayed
 from zcluster.core.messages import Snapshot, Tick
 from zcluster.core.post import HANDLES, Post
@@ -114,8 +114,9 @@ class Mailbox:
         body = encoded(payload)
         with self._lock:
             ids = self._post.workers()
+            there = self._post.members.workers if self._post.members is not None else {}
         asked: dict[int, tuple[int, Any]] = {}
-        missing: dict[int, str] = {}
+        missing = {id_: "has not started yet, or is leaving" for id_ in there if id_ not in ids}
         for id_ in ids:
             ref, call = self._calls.begin(f"worker:{id_}")
             try:
@@ -194,10 +195,6 @@ class Mailbox:
                 self._learn(item, now)
             case Joined(snapshot=snapshot):
                 self._on_joined(snapshot, now)
-            case Parted():
-                self._is_linked = False
-                with self._lock:
-                    self._post.parted()
             case Refreshed(snapshot=snapshot) if snapshot.members is not None:
                 self._learn(snapshot.members, now)
             case Tick(epoch=epoch, heads=heads):
@@ -244,13 +241,14 @@ class Mailbox:
         if self._follows:
             link.follow(TOPICS)
         self._reception.hear()
+        self._is_linked = link.joined
         with self._lock:
+            if not link.joined:
+                self._post.parted()
+                return
             if now >= self._post.due:
                 self._post.expire(now)
                 self._give_up()
-        if not link.joined:
-            return
-        with self._lock:
             self._more = False
             for count, (stream, mail) in enumerate(self._post.pieces()):
                 self._more = count == PIECES_PER_PUMP
@@ -274,6 +272,8 @@ class Mailbox:
     def finish(self) -> None:
         """From now on wake the link's thread also when the last function has returned: it waits for `is_idle`."""
         self.pool.on_idle = self._ring
+        with self._lock:
+            self._post.leave()
 
     def is_idle(self) -> bool:
         """Whether all that was sent is received, and all that was received is handled."""

@@ -5,8 +5,8 @@ Invariant: a link belongs to the process that said Hello on it (attested by the 
 
 from dataclasses import dataclass
 
-# Handles and command lines come and go; one entry is some 300 bytes. The oldest that is no worker's is forgotten, and
-# has to say Hello again, should it still be there.
+# Command lines come and go; one entry is some 300 bytes. The oldest is forgotten, and has to say Hello again, should
+# it still be there. Never one with a mailbox: it may only listen, and would not find out. `Relay` bounds those.
 PEERS_MAX = 10_000
 
 
@@ -35,7 +35,7 @@ class Peers:
     def add(self, link: bytes, pid: int) -> None:
         """A process said Hello on a new link."""
         if len(self._peers) >= PEERS_MAX:
-            oldest = next((link for link, peer in self._peers.items() if not peer.worker), None)
+            oldest = next((link for link, peer in self._peers.items() if not (peer.worker or peer.mailbox)), None)
             if oldest is not None:
                 self._remove(oldest)
         self._peers[link] = Peer(pid)

@@ -56,7 +56,9 @@ class Relay:
         peer = self._peers.find(link, hello.pid)
         if peer is None or not hello.mailbox or peer.mailbox == hello.mailbox:
             return
-        if peer.worker:
+        if peer.mailbox:  # a link has one name for life: whoever leaves takes all its names with it
+            good = False
+        elif peer.worker:
             good = hello.mailbox == f"worker:{peer.worker}"
         else:
             good = hello.mailbox.startswith(f"handle:{hello.pid}-") and len(hello.mailbox) <= NAME_MAX_CHARS
@@ -145,7 +147,7 @@ class Relay:
             self._hub.dropped["ctl:publication"] += 1
             return
         stream, upto, part = self._publishers.get(mail.sender, (0, 0, 0))
-        if mail.stream < stream:
+        if mail.stream < max(stream, 1):  # ours begin with 1
             return
         if mail.stream > stream:
             stream, upto, part = mail.stream, 0, 0

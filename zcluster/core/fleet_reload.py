@@ -116,8 +116,11 @@ class Reloads(Sizes):
             self.out.append(f.Reply(asker, f"{TOKENS_MAX} reloads are asked for already; wait for one to end"))
             return
         else:
+            is_new = token not in self.queued
             waiting = self.queued.setdefault(token, [])
             self._keep_reload()
+            if is_new and reloading is not None:
+                self.say("info", f"the next reload begins when this one has ended; asked for by {len(self.queued)}")
         if asker not in waiting:
             waiting.append(asker)
 

@@ -22,9 +22,13 @@ HANDLES: Final = "handles"  # the receiver of what is for every handle
 # receive must feel it. One message more may enter while there is room, so the largest (32 MiB) always finds some.
 MESSAGES_MAX: Final = 20_000
 BYTES_MAX: Final = 64 << 20
+# Of these one receiver may take three quarters: who is stopped, or never listens, must not silence us for all others.
+ONE_MESSAGES_MAX: Final = 15_000
+ONE_BYTES_MAX: Final = 48 << 20
 # A handle that lost its master is back within some 0.2 s of the new one's start; a name that nobody has (yet) is
 # waited for as long: a send to a worker may overtake the news of its birth.
 ABSENT_S: Final = 5.0
+LEAVING_S: Final = 0.5  # what is for handles, and there is none, waits no longer when its sender leaves
 # What was published reliably may have been lost with the master that took it; published again if it was so lately.
 # A master's death is noticed in milliseconds, its successor is there within a second.
 GONE_MAX: Final = 1000  # handles that have ended, to be told at once; of an older one it is told after ABSENT_S
@@ -49,6 +53,7 @@ class Post:
         self._gone: dict[str, None] = {}  # handles that have ended
         self._begun = 0  # streams
         self._parked: deque[Parcel] = deque()  # for the handles, while there is none
+        self._parked_s = ABSENT_S
         self._kept: deque[tuple[float, Parcel]] = deque()  # reliable publications, by when they were taken
         self._kept_bytes = 0
 
@@ -125,10 +130,8 @@ class Post:
         """
         if self.is_there(to) is False:
             raise PeerGone(f"{to} has ended")
-        if not force and (self.count >= MESSAGES_MAX or self.bytes >= BYTES_MAX):
-            raise QueueFull(
-                f"{self.count} messages ({self.bytes} bytes) wait to be received; wait for the futures of some"
-            )
+        if not force:
+            self._look_for_room(to)
         if to == HANDLES:
             handles = list(self.members.handles) if self.members is not None else []
             if not handles:
@@ -146,6 +149,21 @@ class Post:
         if self.is_there(to) is None:
             self._absent.setdefault(to, now)
         return 1
+
+    def _look_for_room(self, to: str) -> None:
+        """Raise `QueueFull` when too much is waiting, for all receivers or for this one."""
+        if self.count >= MESSAGES_MAX or self.bytes >= BYTES_MAX:
+            raise QueueFull(
+                f"{self.count} messages ({self.bytes} bytes) wait to be received; wait for the futures of some"
+            )
+        for name in self.members.handles if to == HANDLES and self.members is not None else (to,):
+            stream = self._streams.get(name)
+            if stream is not None and (len(stream) >= ONE_MESSAGES_MAX or stream.bytes >= ONE_BYTES_MAX):
+                raise QueueFull(f"{len(stream)} messages ({stream.bytes} bytes) wait to be received by {name}")
+
+    def leave(self) -> None:
+        """We are about to leave: what is for handles, and there is none, need not wait for long."""
+        self._parked_s = LEAVING_S
 
     def _keep(self, parcel: Parcel) -> None:
         self.count += 1
@@ -238,8 +256,9 @@ class Post:
         if not self._is_linked:
             return float("inf")
         due = min((stream.due for stream in self._streams.values()), default=float("inf"))
-        waiting = [*self._absent.values(), *(parcel.began for parcel in list(self._parked)[:1])]
-        return min(due, min(waiting) + ABSENT_S) if waiting else due
+        if self._absent:
+            due = min(due, min(self._absent.values()) + ABSENT_S)
+        return min(due, self._parked[0].began + self._parked_s) if self._parked else due
 
     def expire(self, now: float) -> None:
         """Time has passed."""
@@ -248,7 +267,7 @@ class Post:
         for name, stream in list(self._streams.items()):
             self._judge(name, now)
             stream.expire(now)
-        while self._parked and now >= self._parked[0].began + ABSENT_S:
+        while self._parked and now >= self._parked[0].began + self._parked_s:
             parcel = self._parked.popleft()
             self._drop(parcel)
             self.failed.append((parcel, "no program holds a handle on this cluster that could receive it"))

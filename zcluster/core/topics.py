@@ -240,6 +240,7 @@ class Subscriber:
         told = min(gone, self._anyones)
         self._anyones -= told
         self._unsure.discard(sender)
+        self._see(sender, max(serial - 1, self._seen.get(sender, 0)))  # told: not again by the next piece
         if gone > told:
             self._lose("", gone - told, out)
 
