@@ -104,10 +104,11 @@ def options_part() -> str:
     for option in config.options():
         names = [f"`{flag}`" for flag in option.flags] or [f"`{option.metavar}`"]
         meaning = option.help + (f"<br>*On the default: {why[option.field]}.*" if why[option.field] else "")
-        env = f"`{option.env}`" if option.env else ""
-        row = ["<br>".join(names), f"`{option.field}`", env, shown_default(option), shown_limits(option), meaning]
-        rows.append(row)
-    return table(["Flag", "In Python", "Environment", "Default", "Limits", "Meaning"], rows)
+        env = "<br>".join(f"`{name}`" for name in (option.variable, option.env) if name)
+        fixed = f"no: {option.fixed}" if option.fixed else "yes"
+        shown = [shown_default(option), shown_limits(option), fixed, meaning]
+        rows.append(["<br>".join(names), f"`{option.field}`", env, *shown])
+    return table(["Flag", "In Python", "Environment", "Default", "Limits", "Reload", "Meaning"], rows)
 
 
 def commands_part() -> str:
@@ -117,10 +118,15 @@ def commands_part() -> str:
         if name == "run":
             continue
         words = [f"zcluster {name}"]
-        for parameter in command.params:
+        parameters = command.params
+        if "app" in (parameter.name for parameter in parameters):  # it takes what `run` does
+            words.append("[APP] [options of run]")
+            known = {parameter.name for parameter in cli.commands["run"].params}
+            parameters = [parameter for parameter in parameters if parameter.name not in known]
+        for parameter in parameters:
             value = f" {parameter.metavar}" if parameter.metavar else ""
             words.append(f"[{parameter.opts[0]}{value}]")
-        notes = [f"`{p.opts[0]}`: {p.help}" for p in command.params if isinstance(p, click.Option)]
+        notes = [f"`{p.opts[0]}`: {p.help}" for p in parameters if isinstance(p, click.Option)]
         rows.append([f"`{' '.join(words)}`", "<br>".join([(command.help or "").strip(), *notes])])
     return table(["Command", "What it does"], rows)
 

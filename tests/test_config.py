@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zcluster.addresses import Address, parse_address
-from zcluster.cli import read_options
 from zcluster.config import Config, make_config, options
 from zcluster.errors import ConfigError
 
@@ -48,17 +47,20 @@ def test_tests_can_run_at_a_tenth():
         ({"app": "a\0b"}, "option 'app' .* without NUL"),
         ({"app": "a:b", "worker": 2}, "unknown option 'worker'; did you mean 'workers'"),
         ({"app": "a:b", "zzz": 2}, "unknown option 'zzz'; known are app, bind"),
-        ({"app": "a:b", "workers": -1}, "option 'workers' is -1, but should be int >= 0"),
-        ({"app": "a:b", "workers": True}, "option 'workers' is True, but should be int"),
+        ({"app": "a:b", "workers": -1}, "option 'workers' is -1, but should be a number from 1 on, or 'auto'$"),
+        ({"app": "a:b", "workers": True}, "option 'workers' is True, .* not a boolean$"),
         ({"app": "a:b", "workers": 300}, "300 workers need 600 lanes .* 'lanes' is 512; raise 'lanes' or lower"),
         ({"app": "a:b", "keep_alive_s": float("nan")}, "option 'keep_alive_s' is nan"),
         ({"app": "a:b", "keep_alive_s": float("inf")}, "option 'keep_alive_s' is inf"),
-        ({"app": "a:b", "keep_alive_s": "5"}, "option 'keep_alive_s' is '5', but should be float, got str"),
-        ({"app": "a:b", "backlog": 0}, "option 'backlog' is 0, but should be int >= 1"),
+        (
+            {"app": "a:b", "keep_alive_s": "5"},
+            "option 'keep_alive_s' is '5', .* a number from 0.01 to 3600, not a string$",
+        ),
+        ({"app": "a:b", "backlog": 0}, "option 'backlog' is 0, but should be a whole number from 1 to 65535$"),
         ({"app": "a:b", "preload": "maybe"}, "option 'preload' is 'maybe', but should be auto, on, off"),
         ({"app": "a:b", "log_level": "loud"}, "option 'log_level' .* debug, info, warning, error, critical"),
         ({"app": "a:b", "bind": ()}, r"option 'bind' is \(\)"),
-        ({"app": "a:b", "bind": (":80", 3)}, "option 'bind' .* should be str, got int"),
+        ({"app": "a:b", "bind": (":80", 3)}, "option 'bind' .* should be a string or a list of strings"),
         ({"app": "a:b", "bind": (":80", "0.0.0.0:80")}, "'0.0.0.0:80' twice"),
         ({"app": "a:b", "name": "a/b"}, "option 'name' is 'a/b'"),
         ({"app": "a:b", "name": ".."}, "option 'name' .* not only dots"),
@@ -147,40 +149,3 @@ def test_any_values_are_a_config_or_a_config_error(values):
     except ConfigError:
         return
     assert config.app == values["app"]
-
-
-# ---- the command line and the environment ----
-def test_the_environment_completes_the_command_line():
-    """PORT, WEB_CONCURRENCY and ZCLUSTER_RUN_DIR stand in for what is not given; empty means not set."""
-    environ = {"PORT": "5000", "WEB_CONCURRENCY": "3", "ZCLUSTER_RUN_DIR": "/run/z"}
-    config = read_options({"app": "a:b"}, environ)
-    assert (config.bind, config.workers, config.run_dir) == ((":5000",), 3, "/run/z")
-    given = {"app": "a:b", "bind": ("127.0.0.1:1",), "workers": "2", "run_dir": "/tmp"}
-    config = read_options(given, environ)
-    assert (config.bind, config.workers, config.run_dir) == (("127.0.0.1:1",), 2, "/tmp")
-    config = read_options({"app": "a:b"}, dict.fromkeys(environ, ""))
-    assert (config.bind, config.workers, config.run_dir) == (("127.0.0.1:8000",), 0, "")
-
-
-@pytest.mark.parametrize(("flag", "preload"), [(True, "on"), (False, "off"), (None, "auto")])
-def test_preload_has_three_states(flag, preload):
-    """--preload, --no-preload, and neither."""
-    given = {"app": "a:b"} if flag is None else {"app": "a:b", "preload": flag}
-    assert read_options(given, {}).preload == preload
-
-
-@pytest.mark.parametrize(
-    ("given_values", "environ", "message"),
-    [
-        ({"keep_alive_s": -1.0}, {}, "^--keep-alive is -1.0, but should be float >= 0.01$"),
-        ({"workers": "0"}, {}, "^--workers is '0', but should be a number from 1 on, or 'auto'$"),
-        ({"workers": "many"}, {}, "^--workers is 'many'"),
-        ({}, {"WEB_CONCURRENCY": "lots"}, "^variable WEB_CONCURRENCY is 'lots'"),
-        ({}, {"PORT": "http"}, "^cannot bind to ':http'"),
-        ({"hang_timeout_s": 1.0}, {}, "^--heartbeat is 1 s, but must be below a third of --hang-timeout"),
-    ],
-)
-def test_errors_speak_the_language_of_the_command_line(given_values, environ, message):
-    """The operator reads the flag or the variable that was given, not the name of a field."""
-    with pytest.raises(ConfigError, match=message):
-        read_options({"app": "a:b", **given_values}, environ)

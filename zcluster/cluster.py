@@ -38,8 +38,9 @@ class Cluster(Handle):
     """A cluster of workers: started by `with` or `start()`, or found running by `attach()`.
 
     `app` is an import string or a WSGI callable; `options` are those of `zcluster run`, named as the fields of
-    `Config`, and those of `setup`. Raises `ConfigError` for options that make no sense. Any thread may use a handle;
-    a child forked by this program may not.
+    `Config`, and those of `setup`. Neither files nor variables are read: a program's cluster is what the program
+    says. Raises `ConfigError` for options that make no sense. Any thread may use a handle; a child forked by this
+    program may not.
     """
 
     _output_fd = -1  # where the cluster writes; -1: to our stdout and stderr. For who shows it elsewhere (testing)

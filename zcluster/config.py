@@ -1,13 +1,13 @@
 """Every option of a cluster, declared once: its name, type, limits, default, help text and command line flags.
 
 Invariant: a `Config` that `make_config` returned is usable as it stands. Nothing here reads the environment, the
-file system or the clock; the command line and the launcher do that and pass in what they found.
+file system or the clock; `resolution` does that and passes in what it found.
 
-The command line is derived from this class (`options()`), so an option cannot exist in one place only. Times are
-seconds; their lower limits are low enough for tests to run a whole cluster at a tenth of its usual periods or less.
+The command line, the variables and the keys of a file are derived from this class (`options()`), so an option cannot
+exist in one place only. Times are seconds; their lower limits are low enough for tests to run a whole cluster at a
+tenth of its usual periods or less.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
@@ -15,42 +15,44 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_typ
 import msgspec
 from msgspec import Meta
 
-from zcluster.accessformat import parse_format
-from zcluster.addresses import ADDRESS_FORMS, Address, parse_address
+from zcluster.addresses import ADDRESS_FORMS
+from zcluster.configcheck import check
 from zcluster.errors import ConfigError
-from zcluster.trustedpeers import parse_trusted_peers
+from zcluster.option import Option, misfit, nearest
 
-MAX_NAME_CHARS: Final = 40  # /dev/shm/zcluster-<uid>/<name>/<instance>/ctl has to fit into the 107 bytes of unix(7)
-
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
-_MODE = re.compile(r"0?o?[0-7]{3}")
-# Free texts: they travel to the other processes.
-_TEXTS: Final = (
-    *("app", "name", "state", "run_dir", "bind", "certfile", "keyfile", "forwarded_allow_ips"),
-    *("access_logfile", "access_logformat"),
-)
+# Every describing function takes `fixed`: why a reload cannot change the option, or "" when it can.
+_LISTENING: Final = "the sockets stay open from start to end"
+_LEDGER: Final = "the ledger is made once, at the start"
+_PERIODS: Final = "processes of both generations and their judges have to agree on it"
 
 
-def _extra(flags: str | tuple[str, ...], metavar: str, env: str) -> dict[str, Any]:
+def _extra(flags: str | tuple[str, ...], metavar: str, env: str, fixed: str) -> dict[str, Any]:
     """Say how the command line spells an option: its flags, the long one first; `env`: a variable that stands in."""
-    return {"flags": (flags,) if isinstance(flags, str) else flags, "metavar": metavar, "env": env}
+    return {
+        "flags": (flags,) if isinstance(flags, str) else flags,
+        "metavar": metavar,
+        "env": env,
+        "fixed": fixed,
+    }
 
 
-def _seconds(flag: str, least_s: float, most_s: float, text: str) -> Meta:
-    return Meta(description=text, ge=least_s, le=most_s, extra=_extra(flag, "SECONDS", ""))
+def _seconds(flag: str, least_s: float, most_s: float, text: str, fixed: str = "") -> Meta:
+    return Meta(description=text, ge=least_s, le=most_s, extra=_extra(flag, "SECONDS", "", fixed))
 
 
-def _number(flags: str | tuple[str, ...], least: int, most: int, text: str, meta: str = "N", env: str = "") -> Meta:
-    return Meta(description=text, ge=least, le=most, extra=_extra(flags, meta, env))
+def _number(
+    flags: str | tuple[str, ...], least: int, most: int, text: str, meta: str = "N", env: str = "", fixed: str = ""
+) -> Meta:
+    return Meta(description=text, ge=least, le=most, extra=_extra(flags, meta, env, fixed))
 
 
-def _text(flags: str | tuple[str, ...], text: str, meta: str, env: str = "", least: int = 0) -> Meta:
+def _text(flags: str | tuple[str, ...], text: str, meta: str, env: str = "", least: int = 0, fixed: str = "") -> Meta:
     """Describe a string of at least so many characters, or a list of at least so many strings."""
-    return Meta(description=text, min_length=least, max_length=4096, extra=_extra(flags, meta, env))
+    return Meta(description=text, min_length=least, max_length=4096, extra=_extra(flags, meta, env, fixed))
 
 
-def _choice(flags: str | tuple[str, ...], text: str, meta: str = "") -> Meta:
-    return Meta(description=text, extra=_extra(flags, meta, ""))
+def _choice(flags: str | tuple[str, ...], text: str, meta: str = "", fixed: str = "") -> Meta:
+    return Meta(description=text, extra=_extra(flags, meta, "", fixed))
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +70,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "ADDR",
             "PORT",
             least=1,
+            fixed=_LISTENING,
         ),
     ] = ("127.0.0.1:8000",)
     # auto: one program on every core is what this is for
@@ -82,13 +85,20 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "WEB_CONCURRENCY",
         ),
     ] = 0
-    name: Annotated[str, _text("--name", "Name of the cluster; default: the app's module.", "NAME")] = ""
+    name: Annotated[
+        str, _text("--name", "Name of the cluster; default: the app's module.", "NAME", fixed="it is found by it")
+    ] = ""
     state: Annotated[
         str,
-        _text("--state", "Directory in which the counters outlive the cluster; default: they start at zero.", "DIR"),
+        _text(
+            "--state",
+            "Directory in which the counters outlive the cluster; default: they start at zero.",
+            "DIR",
+            fixed=_LEDGER,
+        ),
     ] = ""
     run_dir: Annotated[
-        str, _text("--run-dir", "tmpfs directory for sockets and shared memory.", "DIR", "ZCLUSTER_RUN_DIR")
+        str, _text("--run-dir", "tmpfs directory for sockets and shared memory.", "DIR", fixed="it is found there")
     ] = ""  # the launcher then takes /dev/shm: tmpfs everywhere, also in read-only containers
     preload: Annotated[
         Literal["auto", "on", "off"],
@@ -98,9 +108,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "auto"
     # gunicorn's; the kernel lowers it to net.core.somaxconn (4096 since Linux 5.4)
-    backlog: Annotated[int, _number("--backlog", 1, 65535, "Connections the kernel keeps waiting per address.")] = (
-        2048
-    )
+    backlog: Annotated[
+        int, _number("--backlog", 1, 65535, "Connections the kernel keeps waiting per address.", fixed=_LISTENING)
+    ] = 2048
     # large apps import for tens of seconds on a cold disk; Puma's worker_boot_timeout is 60 as well
     boot_timeout_s: Annotated[
         float, _seconds("--boot-timeout", 0.05, 86400, "A worker not ready this long after its order is killed.")
@@ -119,23 +129,35 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 5.0
     # gunicorn's worker timeout; but here a slow request is no hang, only a loop that stands still
     hang_timeout_s: Annotated[
-        float, _seconds("--hang-timeout", 0.1, 86400, "A worker without a sign of life this long is killed.")
+        float,
+        _seconds(
+            "--hang-timeout", 0.1, 86400, "A worker without a sign of life this long is killed.", fixed=_PERIODS
+        ),
     ] = 30.0
     # ten beats before a worker is suspect, thirty before it is hung
     heartbeat_s: Annotated[
-        float, _seconds("--heartbeat", 0.01, 60, "Period of heartbeats between master and workers.")
+        float, _seconds("--heartbeat", 0.01, 60, "Period of heartbeats between master and workers.", fixed=_PERIODS)
     ] = 1.0
     # a store costs nothing; four times finer than the heartbeat it is weighed against
     ledger_tick_s: Annotated[
-        float, _seconds("--ledger-tick", 0.01, 10, "Period of ticks in shared memory, the second sign of life.")
+        float,
+        _seconds(
+            "--ledger-tick", 0.01, 10, "Period of ticks in shared memory, the second sign of life.", fixed=_PERIODS
+        ),
     ] = 0.25
     # twice the workers' limit: nothing waits for the master, and a wrong verdict costs an epoch
     master_timeout_s: Annotated[
-        float, _seconds("--master-timeout", 0.1, 86400, "A master whose tick stands still this long is replaced.")
+        float,
+        _seconds(
+            "--master-timeout", 0.1, 86400, "A master whose tick stands still this long is replaced.", fixed=_PERIODS
+        ),
     ] = 60.0
     # of the 5 s a new start waits for an older instance of its name, 2 s remain for killing and reaping
     orphan_timeout_s: Annotated[
-        float, _seconds("--orphan-timeout", 0.01, 3600, "Workers drain this long when the launcher is gone.")
+        float,
+        _seconds(
+            "--orphan-timeout", 0.01, 3600, "Workers drain this long when the launcher is gone.", fixed=_PERIODS
+        ),
     ] = 3.0
     # faulthandler needs microseconds, but the worker may have to be scheduled and its pages read back
     dump_grace_s: Annotated[
@@ -153,12 +175,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0
     # one write and two fsyncs per second at most: Redis' appendfsync everysec makes the same bargain
     checkpoint_s: Annotated[
-        float, _seconds("--checkpoint", 0.01, 3600, "Period of the checkpoints in --state DIR.")
+        float,
+        _seconds(
+            "--checkpoint",
+            0.01,
+            3600,
+            "Period of the checkpoints in --state DIR.",
+            fixed="the service that writes them outlives a reload",
+        ),
     ] = 1.0
     # 256 workers and a replacement for each; lanes never used cost tmpfs pages (4 KiB each), not time
-    lanes: Annotated[int, _number("--lanes", 4, 4096, "Writers the ledger has room for: two per worker.")] = 512
+    lanes: Annotated[
+        int, _number("--lanes", 4, 4096, "Writers the ledger has room for: two per worker.", fixed=_LEDGER)
+    ] = 512
     # 8 bytes each per lane: 1 MiB of cells with the default lanes
-    counters: Annotated[int, _number("--counters", 1, 4096, "Counters the ledger has room for.")] = 256
+    counters: Annotated[int, _number("--counters", 1, 4096, "Counters the ledger has room for.", fixed=_LEDGER)] = 256
     # Apache's; RFC 9112 section 3 asks for 8000 at least
     limit_request_line: Annotated[
         int, _number("--limit-request-line", 16, 65536, "Longest request line; longer: 414.", "BYTES")
@@ -205,7 +236,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # what the umask leaves, as every program that makes a file
     unix_mode: Annotated[
         str,
-        _text("--unix-mode", "Permissions of Unix sockets, octal (0660); default: what the umask leaves.", "MODE"),
+        _text(
+            "--unix-mode",
+            "Permissions of Unix sockets, octal (0660); default: what the umask leaves.",
+            "MODE",
+            fixed=_LISTENING,
+        ),
     ] = ""
     certfile: Annotated[
         str, _text("--certfile", "Speak TLS with this certificate (PEM, chain included).", "FILE")
@@ -239,20 +275,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "info"
 
 
-class Option(msgspec.Struct, frozen=True):
-    """One field of `Config` as the command line needs it."""
-
-    field: str
-    help: str
-    flags: tuple[str, ...]  # empty: the positional argument
-    metavar: str
-    env: str
-    default: Any
-    choices: tuple[str, ...]  # of a Literal; else empty
-    type: type[str] | type[int] | type[float]
-    multiple: bool
-
-
 def options() -> Iterator[Option]:
     """Yield every option in the order of declaration."""
     hints = get_type_hints(Config, include_extras=True)
@@ -263,20 +285,21 @@ def options() -> Iterator[Option]:
         yield Option(
             field=field.name,
             help=meta.description,
-            flags=meta.extra["flags"],
-            metavar=meta.extra["metavar"],
-            env=meta.extra["env"],
             default=None if field.required else field.default,
             choices=choices,
             type=str if choices or multiple else kind,
             multiple=multiple,
+            least=meta.min_length if meta.ge is None else meta.ge,
+            most=meta.max_length if meta.le is None else meta.le,
+            **meta.extra,
         )
 
 
 def make_config(**values: Any) -> Config:
     """Return the checked configuration for these options, named as the fields of `Config`.
 
-    A single string is accepted for `bind`, and "auto" for `workers`. Raises `ConfigError` naming the option.
+    A single string is accepted for `bind`, and "auto" for `workers`. Raises `ConfigError` naming
+    the option.
     """
     if isinstance(values.get("bind"), str):
         values["bind"] = (values["bind"],)
@@ -284,75 +307,16 @@ def make_config(**values: Any) -> Config:
         values["workers"] = 0
     unknown = sorted(set(values) - set(Config.__struct_fields__))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], Config.__struct_fields__, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(Config.__struct_fields__)}"
+        near = nearest(unknown[0], Config.__struct_fields__)
+        hint = f"; did you mean {near!r}?" if near else f"; known are {', '.join(Config.__struct_fields__)}"
         raise ConfigError(f"unknown option {unknown[0]!r}{hint}")
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(error, values)) from None
+        text, _, path = str(error).partition(" - at `$.")
+        if not path:
+            raise ConfigError(f"{text}; give at least the application (app)", "app") from None
+        field = re.split(r"[\[`]", path, maxsplit=1)[0]
+        raise misfit(next(option for option in options() if option.field == field), values[field]) from None
     check(config)
     return config
-
-
-def _explain(error: msgspec.ValidationError, values: dict[str, Any]) -> str:
-    """Turn "Expected `int` >= 0 - at `$.workers`" into a sentence about the option."""
-    text, _, path = str(error).partition(" - at `$.")
-    if not path:
-        return f"{text}; give at least the application (app)"
-    name = re.split(r"[\[`]", path, maxsplit=1)[0]
-    choices = next(option.choices for option in options() if option.field == name)
-    wanted = ", ".join(choices) if choices else text.removeprefix("Expected ").replace("`", "")
-    return f"option {name!r} is {values.get(name)!r:.200}, but should be {wanted}"
-
-
-def check(config: Config) -> None:
-    """Check what no single option shows; raises `ConfigError` naming the options at odds."""
-    for field in _TEXTS:
-        for text in (getattr(config, field),) if field != "bind" else config.bind:
-            if "\0" in text or not _is_utf8(text):  # it travels to the other processes as UTF-8
-                raise ConfigError(f"option {field!r} is {text!r:.200}, but should be UTF-8 without NUL characters")
-    if config.name and (
-        not _NAME.fullmatch(config.name) or len(config.name) > MAX_NAME_CHARS or config.name.strip(".") == ""
-    ):
-        raise ConfigError(
-            f"option 'name' is {config.name!r:.200}, but a name is 1 to {MAX_NAME_CHARS} of A-Z a-z 0-9 . _ - "
-            "and not only dots, because it becomes a directory and part of socket paths"
-        )
-    seen: set[Address] = set()
-    for text in config.bind:
-        address = parse_address(text)
-        if address in seen and not (address.kind == "tcp" and address.port == 0):
-            raise ConfigError(f"option 'bind' names {text!r} twice; give each address once")
-        seen.add(address)
-    parse_format(config.access_logformat)
-    parse_trusted_peers(config.forwarded_allow_ips)
-    if config.unix_mode and not _MODE.fullmatch(config.unix_mode):
-        raise ConfigError(f"option 'unix_mode' is {config.unix_mode!r:.200}, but should be octal, such as 0660")
-    if config.keyfile and not config.certfile:
-        raise ConfigError("option 'keyfile' is given without 'certfile'; give the certificate too")
-    if 2 * config.workers > config.lanes:
-        raise ConfigError(
-            f"{config.workers} workers need {2 * config.workers} lanes (a worker and its replacement hold one each), "
-            f"but option 'lanes' is {config.lanes}; raise 'lanes' or lower 'workers'"
-        )
-    third_s = config.hang_timeout_s / 3
-    for field, limit, limit_s in (
-        ("heartbeat_s", "a third of 'hang_timeout_s'", third_s),  # else a worker in good health is suspect
-        ("ledger_tick_s", "a third of 'hang_timeout_s'", third_s),  # else its tick is never fresh
-        ("ledger_tick_s", "a quarter of 'master_timeout_s'", config.master_timeout_s / 4),  # three may be late
-    ):
-        if getattr(config, field) >= limit_s:
-            raise ConfigError(
-                f"option {field!r} is {getattr(config, field):g} s, but must be below {limit} ({limit_s:g} s), "
-                "or healthy processes would be taken for hung; lower the one or raise the other"
-            )
-
-
-def _is_utf8(text: str) -> bool:
-    """Tell whether the text can be encoded; what the command line could not decode contains lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -29,9 +29,17 @@ class ClusterError(Exception):
 
 
 class ConfigError(ClusterError):
-    """The operator asked for something that cannot be."""
+    """The operator asked for something that cannot be.
+
+    `fields` are the options of `Config` it is about, if any. Where the text names one, it does so as 'field', in
+    quotes: whoever knows where its value comes from can say that instead.
+    """
 
     exit_code = 2
+
+    def __init__(self, text: str, *fields: str) -> None:
+        super().__init__(text)
+        self.fields = fields
 
 
 class AppError(ClusterError):

@@ -186,7 +186,7 @@ def test_pages_stay_short():
             assert page.read_text(encoding="utf-8").count("\n") <= limit, name_of(page)
 
 
-@pytest.mark.parametrize("words", [["run"], ["run", "app:app", "--no-such-flag"], ["ps", "--quick"]])
+@pytest.mark.parametrize("words", [["run", "app:app", "b"], ["run", "app:app", "--no-such-flag"], ["ps", "--quick"]])
 def test_a_wrong_command_is_found(words):
     """The check of commands sees through wrong ones, so that its silence means something."""
     with pytest.raises(click.UsageError):

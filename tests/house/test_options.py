@@ -23,14 +23,32 @@ def test_each_field_has_help_and_a_flag(option: Option):
 
 
 def test_the_command_line_has_no_option_of_its_own():
-    """`run` offers the fields of Config and nothing beside them."""
-    assert [parameter.name for parameter in RUN.params] == list(Config.__struct_fields__)
+    """`run` offers the fields of Config, and the file they may stand in; `check` and `config` offer the same."""
+    names = [*Config.__struct_fields__, "file"]
+    assert [parameter.name for parameter in RUN.params] == names
+    assert [parameter.name for parameter in cli.commands["check"].params] == names
+    assert [parameter.name for parameter in cli.commands["config"].params] == [*names, "as_json"]
 
 
 def test_no_flag_means_two_things():
     """Every flag belongs to one option."""
-    flags = [flag for option in options() for flag in option.flags]
+    flags = [flag for parameter in RUN.params for flag in (*parameter.opts, *parameter.secondary_opts)]
     assert len(flags) == len(set(flags))
+    assert len({option.name for option in options()} | {"config"}) == len(list(options())) + 1
+
+
+def test_one_name_everywhere():
+    """The key in a file and the variable are the long flag."""
+    for option in options():
+        assert option.name == (option.flags[0].removeprefix("--") if option.flags else "app")
+        assert option.variable == f"ZCLUSTER_{option.name.replace('-', '_').upper()}"
+
+
+def test_what_a_reload_cannot_change():
+    """What is made once, or is the name by which a cluster is found, says why it stays."""
+    fixed = {option.field for option in options() if option.fixed}
+    assert {"bind", "name", "run_dir", "state", "lanes", "counters", "heartbeat_s"} <= fixed
+    assert not fixed & {"app", "workers", "threads", "keep_alive_s", "graceful_timeout_s", "log_level", "preload"}
 
 
 def test_times_carry_their_unit():
