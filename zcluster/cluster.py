@@ -176,6 +176,7 @@ class Cluster(Handle):
         """
         if self._launched is None or self._closed:
             return 0
+        self._open()  # a forked child is told that it may not, before anything is done to its parent's cluster
         try:
             if not self._has_ended():
                 if not quick:

@@ -68,10 +68,12 @@ class Handle:
 
         A cluster that this handle started ends with this program, or by `stop`. A second call does nothing.
         """
-        if not self._closed and os.getpid() == self._pid:
+        if os.getpid() != self._pid:  # first of all: in a forked child our locks may be held for ever
+            return
+        if not self._closed:
             self._flush()
         with self._news.changed:
-            if self._closed or os.getpid() != self._pid:
+            if self._closed:
                 return
             self._closed = True
             self._news.tell()

@@ -14,7 +14,7 @@ import msgspec
 
 from zcluster.callbacks import Callback
 from zcluster.core.messages import Snapshot
-from zcluster.errors import BusError, ClusterError, PeerGone, ReloadFailed
+from zcluster.errors import BusError, ClusterError, ReloadFailed
 from zcluster.follower import Follower, Refusal
 from zcluster.news import News
 from zcluster.roster import STAGES, Worker
@@ -178,18 +178,15 @@ class Orders:
         if self._mailbox is None:
             raise ClusterError("this handle was attached without messages; attach another one to send")
         if worker.is_dead():
-            raise PeerGone(f"worker {worker.id} has ended: {worker.reason or 'its exit was heard of'}")
+            return self._mailbox.failed(f"worker {worker.id} has ended: {worker.reason or 'its exit was heard of'}")
         return self._mailbox.send(f"worker:{worker.id}", payload)
 
     def send_to_all(self, payload: Any) -> "dict[int, Delivery]":
         """Send a message to each that is connected."""
         sent = {}
         for worker in self._news.roster.workers.values():
-            try:
-                if worker.is_connected():
-                    sent[worker.id] = self.send_to(worker, payload)
-            except PeerGone:
-                pass  # it ended in this very moment
+            if worker.is_connected():
+                sent[worker.id] = self.send_to(worker, payload)
         return sent
 
     def dismiss(self, worker: Worker) -> None:

@@ -214,7 +214,7 @@ def test_whoever_is_killed_is_gone_for_its_senders_at_once(town):
     assert isinstance(errors[-1], PeerGone)
     assert isinstance(failures[0], PeerGone)
     with pytest.raises(PeerGone, match="worker:2 has ended"):
-        one.mailbox.send("worker:2", "more")
+        one.mailbox.send("worker:2", "more").result(0)
     three.mailbox.send("worker:1", "all is well").result(WAIT_S)
 
 
@@ -291,7 +291,7 @@ def test_a_closed_mailbox_fails_all_that_waits_and_takes_nothing_more(town):
         futures[0].result(WAIT_S)
     futures[2].result(WAIT_S)
     with pytest.raises(PeerGone, match="it was closed"):
-        one.mailbox.send("worker:2", 1)
+        one.mailbox.send("worker:2", 1).result(0)
     assert not one.mailbox._calls.deliveries
     two.go_on()
 

@@ -37,7 +37,7 @@ def test_the_life_of_one_worker(talking):
         worker.on("exit", lambda code, sig: late.append((code, sig)))
         until(lambda: late == [(42, None)])
         with pytest.raises(PeerGone, match="worker 3 has ended: exited code 42"):
-            worker.send("too late")
+            worker.send("too late").result(0)
         with pytest.raises(ClusterError, match="a worker has no event 'reload'"):
             worker.on("reload", print)
         with pytest.raises(ClusterError, match="there is no signal 'SIGNOPE'"):
@@ -290,3 +290,32 @@ def test_functions_of_a_worker_are_called_first(options):
         cluster.disconnect()
         until(lambda: "exit" in told)
     assert told == ["own online", "online", "own listening", "listening", "own exit", "exit"]
+
+
+def test_a_forked_child_ends_nothing(talking):
+    """Neither by stop() nor by close(), which wait for nothing there: another thread of ours may have held a lock."""
+    release, held = threading.Event(), threading.Event()
+
+    def hold():
+        with cluster._news.changed:
+            held.set()
+            release.wait(20)
+
+    with talking as cluster:
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert held.wait(20)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # should it wait for that lock
+            with contextlib.suppress(BaseException):
+                try:
+                    cluster.stop()
+                except ClusterError:
+                    cluster.close()
+                    os._exit(0)
+            os._exit(1)
+        release.set()
+        holder.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert get(cluster.url) == "ok"

@@ -91,18 +91,17 @@ def test_a_stream_survives_the_death_of_the_master_in_order_and_once(cluster, id
 
 
 def test_the_sender_learns_within_a_second_that_its_receiver_was_killed(cluster, ids):
-    """The future of what was on its way fails with PeerGone, and so does the next send."""
+    """The future of what was on its way fails with PeerGone."""
     sender, receiver, *_ = ids
     assert order(cluster, sender, do="until gone", to=receiver)
     wait_for(lambda: arrived(cluster, receiver, "gone")["gone"], PATIENCE_S, "it has begun")
     os.kill(ids[receiver], signal.SIGSTOP)
     killed = time.time()
     os.kill(ids[receiver], signal.SIGKILL)
-    ((name, at, failed),) = wait_for(lambda: order(cluster, sender, do="results"), PATIENCE_S)
+    ((name, at),) = wait_for(lambda: order(cluster, sender, do="results"), PATIENCE_S)
     assert name == "PeerGone"
     assert at - killed < 10.0  # a second is promised on a machine that does nothing else
     print(f"known after {at - killed:.3f} s")
-    assert [kind for kind, _at in failed] in ([], ["PeerGone"])
 
 
 def test_a_stopped_subscriber_gets_what_is_reliable_and_is_told_of_the_rest(cluster, ids):

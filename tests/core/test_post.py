@@ -10,7 +10,7 @@ from zcluster.core import post as post_module
 from zcluster.core import streams
 from zcluster.core.mail import MASTER, Got, Members
 from zcluster.core.outbox import QueueFull
-from zcluster.core.post import ABSENT_S, HANDLES, KEEP_S, LEAVING_S, Post
+from zcluster.core.post import ABSENT_S, FOREIGN_S, HANDLES, KEEP_S, LEAVING_S, Post
 from zcluster.core.streams import Incoming, Parcel
 from zcluster.errors import PeerGone
 
@@ -359,9 +359,9 @@ def test_one_receiver_that_does_not_listen_leaves_room_for_the_others(monkeypatc
     post = joined(2, 3, handles=["handle:1-a", "handle:1-b"])
     for to in ("worker:2", "worker:2", "handle:1-b", "handle:1-b"):
         post.put(to, parcel(), 1.0)
-    for to, who in (("worker:2", "worker:2"), ("handle:1-b", "handle:1-b"), (HANDLES, "handle:1-b")):
+    for who in ("worker:2", "handle:1-b"):
         with pytest.raises(QueueFull, match=f"2 messages .2 bytes. wait to be received by {who}"):
-            post.put(to, parcel(), 1.0)
+            post.put(who, parcel(), 1.0)
     assert post.put("worker:3", parcel(), 1.0) == post.put("handle:1-a", parcel(), 1.0) == 1
     monkeypatch.setattr(post_module, "ONE_MESSAGES_MAX", 9)
     monkeypatch.setattr(post_module, "ONE_BYTES_MAX", 5)
@@ -370,12 +370,38 @@ def test_one_receiver_that_does_not_listen_leaves_room_for_the_others(monkeypatc
         post.put("worker:3", parcel(), 1.0)
 
 
+def test_a_handle_that_only_watches_holds_up_nobody(monkeypatch):
+    """Full, it gets no more of what is for all; the one that started the cluster makes its senders wait."""
+    monkeypatch.setattr(post_module, "ONE_MESSAGES_MAX", 2)
+    post = joined(handles=["handle:1-a", "handle:1-b"])
+    for _ in range(2):
+        post.put("handle:1-b", parcel(), 1.0)
+    assert (post.put(HANDLES, parcel(7), 1.0), post.skipped) == (1, 1)
+    post.learn(Members(1, 2, {}, {"handle:1-a": False, "handle:1-b": True}, 9), 1.0)
+    with pytest.raises(QueueFull, match="by handle:1-b"):
+        post.put(HANDLES, parcel(), 1.0)
+
+
+def test_who_leaves_waits_two_seconds_for_a_handle_that_only_watches():
+    """For the one that started the cluster it waits as long as it may."""
+    post = joined()
+    post.learn(Members(1, 2, {}, {"handle:1-a": False, "handle:1-b": True}, 9), 1.0)
+    post.put(HANDLES, parcel(1), 1.0)
+    post.leave(10.0)
+    assert post.due == 10.0 + FOREIGN_S
+    post.expire(10.0 + FOREIGN_S)
+    assert [(p.ticket, reason) for p, reason in post.failed] == [
+        (1, "handle:1-a does not read, and its sender has left")
+    ]
+    assert post.count == 1
+
+
 def test_who_leaves_does_not_wait_long_for_a_handle_that_nobody_opens():
     """A cluster of the command line has none: each of its workers would take seconds to leave."""
     post = joined()
     post.put(HANDLES, parcel(1), 10.0)
     assert post.due == 10.0 + ABSENT_S
-    post.leave()
+    post.leave(10.0)
     assert post.due == 10.0 + LEAVING_S
     post.expire(10.0 + LEAVING_S)
     assert [p.ticket for p, _reason in post.failed] == [1]

@@ -238,6 +238,8 @@ class Calls:
                 left_s = end - time.monotonic()
                 if self._closed:
                     raise PeerGone(self._closed)
+                if left_s <= 0 and isinstance(target, int):
+                    raise PeerGone(f"there is no worker {target}")
                 if left_s <= 0:
                     raise NoReply(f"there was nobody to take the request for {target!r} in time")
                 self.arrived.wait(left_s)
@@ -245,7 +247,8 @@ class Calls:
 
     def _find(self, post: Post, own: str, target: int | str) -> str:
         if isinstance(target, int) and not isinstance(target, bool):
-            return f"worker:{target}"
+            name = f"worker:{target}"
+            return "" if post.members is not None and post.is_there(name) is None else name
         if not isinstance(target, str):
             raise _no_target(target)
         if target == "any":

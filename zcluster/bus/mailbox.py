@@ -65,6 +65,7 @@ class Mailbox:
         self._post = Post(name)
         self._calls = Calls(self._lock)
         self._serial = 0
+        self._skipped = False  # a handle that does not read was told of
         self._closed = ""
         self._epoch = 0
         self._is_linked = self._follows = False
@@ -78,11 +79,21 @@ class Mailbox:
     def send(self, to: str, payload: object) -> Delivery:
         """Send a message to a worker ("worker:17"), a handle, or all handles ("handles").
 
-        Returns a future that resolves when it has been received, by all of them. Raises `TypeError` for a payload
-        that msgspec cannot encode, `TooLarge`, `QueueFull`, and `PeerGone` when it is known that the receiver has
-        ended; the future raises `PeerGone` when it ends before it has received.
+        Returns a future that resolves when it has been received, by all of them, and raises `PeerGone` when the
+        receiver has ended, or ends before. Raises `TypeError` for a payload that msgspec cannot encode, `TooLarge`
+        and `QueueFull`, at once.
         """
-        return self._put(to, "message", encoded(payload))
+        body = encoded(payload)
+        try:
+            return self._put(to, "message", body)
+        except PeerGone as error:  # not raised here: a loop over all workers goes on to the next
+            return self.failed(str(error))
+
+    def failed(self, reason: str) -> Delivery:
+        """Return what `send` returns for a receiver that is known to have ended."""
+        delivery = Delivery(self.pool)
+        delivery.settle(reason)
+        return delivery
 
     def publish(self, topic: str, payload: object, *, reliable: bool = False) -> Delivery:
         """Publish to every subscriber of a topic; the future resolves when the master has told everybody."""
@@ -160,6 +171,9 @@ class Mailbox:
                 raise
             self._serial = serial or self._serial  # those of what was taken have no hole
             delivery.expect(max(1, copies), to)
+            skipped, self._skipped = self._post.skipped and not self._skipped, self._post.skipped > 0
+        if skipped:
+            log.warning("a program that holds a handle does not read its messages: it is sent no more of them")
         self.wake()
         return delivery
 
@@ -275,7 +289,7 @@ class Mailbox:
         self.pool.on_idle = self._ring
         self._reception.is_leaving = True
         with self._lock:
-            self._post.leave()
+            self._post.leave(time.monotonic())
 
     def is_idle(self) -> bool:
         """Whether all that was sent is received, and all that was received is handled."""

@@ -28,6 +28,7 @@ ONE_BYTES_MAX: Final = 48 << 20
 # A handle that lost its master is back within some 0.2 s of the new one's start; a name that nobody has (yet) is
 # waited for as long: a send to a worker may overtake the news of its birth.
 ABSENT_S: Final = 5.0
+FOREIGN_S: Final = 2.0  # so long a leaving sender waits for a handle that has not started the cluster
 LEAVING_S: Final = 0.5  # what is for handles, and there is none, waits no longer when its sender leaves
 # What was published reliably may have been lost with the master that took it; published again if it was so lately.
 # A master's death is noticed in milliseconds, its successor is there within a second.
@@ -54,6 +55,8 @@ class Post:
         self._begun = 0  # streams
         self._parked: deque[Parcel] = deque()  # for the handles, while there is none
         self._parked_s = ABSENT_S
+        self._left_at = float("inf")  # when we began to leave
+        self.skipped = 0  # copies that were not made for handles that do not read
         self._kept: deque[tuple[float, Parcel]] = deque()  # reliable publications, by when they were taken
         self._kept_bytes = 0
 
@@ -133,13 +136,14 @@ class Post:
         if not force:
             self._look_for_room(to)
         if to == HANDLES:
-            handles = list(self.members.handles) if self.members is not None else []
+            handles = self._readers()
             if not handles:
                 parcel.began = now
                 self._keep(parcel)
                 self._parked.append(parcel)
                 return 0
             parcel.began = 0.0
+            self.skipped += len(self.members.handles) - len(handles) if self.members is not None else 0
             for name in handles:
                 self._stream(name).put(_copy(parcel))
                 self._keep(parcel)
@@ -156,14 +160,36 @@ class Post:
             raise QueueFull(
                 f"{self.count} messages ({self.bytes} bytes) wait to be received; wait for the futures of some"
             )
-        for name in self.members.handles if to == HANDLES and self.members is not None else (to,):
-            stream = self._streams.get(name)
-            if stream is not None and (len(stream) >= ONE_MESSAGES_MAX or stream.bytes >= ONE_BYTES_MAX):
+        handles = self.members.handles if self.members is not None else {}
+        if to == HANDLES and self._readers():
+            names = [name for name, owner in handles.items() if owner]
+        else:
+            names = list(handles) if to == HANDLES else [to]
+        for name in names:
+            if self._is_full(name):
+                stream = self._streams[name]
                 raise QueueFull(f"{len(stream)} messages ({stream.bytes} bytes) wait to be received by {name}")
 
-    def leave(self) -> None:
-        """We are about to leave: what is for handles, and there is none, need not wait for long."""
-        self._parked_s = LEAVING_S
+    def _is_full(self, name: str) -> bool:
+        stream = self._streams.get(name)
+        return stream is not None and (len(stream) >= ONE_MESSAGES_MAX or stream.bytes >= ONE_BYTES_MAX)
+
+    def _readers(self) -> list[str]:
+        """The handles that get what is for all of them.
+
+        The one that started the cluster always: who does not read it makes us wait. Any other only while it reads:
+        a program that merely watches, and is stopped, must not silence the cluster.
+        """
+        handles = self.members.handles if self.members is not None else {}
+        readers = [name for name, owner in handles.items() if owner or not self._is_full(name)]
+        return readers or list(handles)
+
+    def leave(self, now: float) -> None:
+        """We are about to leave: what is for handles need not wait for long when there is none.
+
+        Nor does it wait for one that does not read, unless that has started the cluster.
+        """
+        self._parked_s, self._left_at = LEAVING_S, now
 
     def _keep(self, parcel: Parcel) -> None:
         self.count += 1
@@ -258,6 +284,7 @@ class Post:
         due = min((stream.due for stream in self._streams.values()), default=float("inf"))
         if self._absent:
             due = min(due, min(self._absent.values()) + ABSENT_S)
+        due = min(due, self._left_at + FOREIGN_S)
         return min(due, self._parked[0].began + self._parked_s) if self._parked else due
 
     def expire(self, now: float) -> None:
@@ -267,6 +294,11 @@ class Post:
         for name, stream in list(self._streams.items()):
             self._judge(name, now)
             stream.expire(now)
+        if now >= self._left_at + FOREIGN_S:
+            self._left_at = float("inf")
+            for name, owner in self.members.handles.items() if self.members is not None else ():
+                if name in self._streams and not owner:
+                    self._give_up(name, f"{name} does not read, and its sender has left")
         while self._parked and now >= self._parked[0].began + self._parked_s:
             parcel = self._parked.popleft()
             self._drop(parcel)
