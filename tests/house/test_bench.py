@@ -57,6 +57,7 @@ def test_help_names_every_section(tmp_path):
         "log",
         "examples",
         "cluster",
+        "messages",
         "where",
     }
 

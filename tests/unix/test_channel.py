@@ -158,7 +158,7 @@ def test_a_message_that_cannot_be_sent_is_an_error_and_the_channel_lives(ends):
     small, reader = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     small.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     sender, receiver = Channel(small), Channel(reader)
-    with pytest.raises(BusError, match="cannot send a control message of 100015 bytes: Message too long"):
+    with pytest.raises(BusError, match="cannot send a control message of 100016 bytes: Message too long"):
         sender.send(m.Failed(0, "x" * 100_000))
     sender.send(m.Received(2))
     assert numbers(receiver.receive()) == [2]

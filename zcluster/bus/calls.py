@@ -186,7 +186,8 @@ class Calls:
         if mail.kind == "reply":
             call.reply = body
         else:
-            call.error = RequestFailed(f"{mail.sender}: {msgspec.msgpack.decode(body)}")
+            text = str(msgspec.msgpack.decode(body))
+            call.error = RequestFailed(text if text.startswith(mail.sender) else f"{mail.sender}: {text}")
         self.arrived.notify_all()
 
     def lose_targets(self, is_gone: Callable[[str], bool]) -> None:
