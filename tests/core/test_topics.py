@@ -249,3 +249,18 @@ def test_what_was_asked_for_is_expected_and_nothing_else():
     assert not subscriber.expects(pieces[0])
     subscriber.joined(2, 0, 1.0)
     assert not any(map(subscriber.expects, pieces))
+
+
+def test_who_catches_up_asks_for_the_rest_at_once():
+    """An answer of which every piece has come already is an answer, too."""
+    subscriber, ring, got = Subscriber(), Ring(), []
+    subscriber.joined(1, 0, 0.0)
+    for number in range(1, 10):
+        ring.put(Publication(1, number, "worker:1", number, "t", b"%d" % number, reliable=True))
+    subscriber.heads(1, 9)
+    while (asked := subscriber.ask(1.0)) is not None:
+        again, last_word = ring.replay(asked)
+        for publication in again:
+            got += subscriber.take(publication)
+        assert subscriber.replayed(last_word) == []
+    assert [published.body for published in got] == [b"%d" % number for number in range(1, 10)]

@@ -23,6 +23,8 @@ from zcluster.errors import ClusterError, NoReply, PeerGone, RequestFailed, TooL
 
 log = logging.getLogger("zcluster.messages")
 
+TARGET_MAX_CHARS: Final = 64  # as long as the name of a mailbox may be (bus.relay)
+
 _encoder: Final = msgspec.msgpack.Encoder()
 
 
@@ -186,7 +188,10 @@ class Calls:
         if mail.kind == "reply":
             call.reply = body
         else:
-            text = str(msgspec.msgpack.decode(body))
+            try:
+                text = str(decoded(body))
+            except (msgspec.DecodeError, RecursionError) as error:  # no peer of ours; and this is the link's thread
+                text = f"it failed, and the reason cannot be decoded: {error}"
             call.error = RequestFailed(text if text.startswith(mail.sender) else f"{mail.sender}: {text}")
         self.arrived.notify_all()
 
@@ -250,7 +255,7 @@ class Calls:
         if isinstance(target, int) and not isinstance(target, bool):
             name = f"worker:{target}"
             return "" if post.members is not None and post.is_there(name) is None else name
-        if not isinstance(target, str):
+        if not isinstance(target, str) or len(target) > TARGET_MAX_CHARS:
             raise _no_target(target)
         if target == "any":
             ids = post.workers()

@@ -166,7 +166,7 @@ class Mailbox:
             parcel = Parcel(kind, body, self._calls.open(delivery, to), ref, topic, reliable, serial)
             try:
                 copies = self._post.put(to, parcel, time.monotonic(), force=kind in ("reply", "failure"))
-            except BusError:
+            except BaseException:  # whatever it is: nobody will settle this one
                 del self._calls.deliveries[parcel.ticket]
                 raise
             self._serial = serial or self._serial  # those of what was taken have no hole

@@ -6,6 +6,7 @@ own key and one thread.
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Final
@@ -96,7 +97,8 @@ class Pool:
             self._closed = True
             self._news.notify_all()
             threads = list(self._threads)
+        end = time.monotonic() + timeout_s
         for thread in threads:
             if thread is not threading.current_thread():
-                thread.join(timeout_s)
+                thread.join(max(0.0, end - time.monotonic()))
         return not any(thread.is_alive() for thread in threads if thread is not threading.current_thread())

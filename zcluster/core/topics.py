@@ -26,7 +26,7 @@ HELD_MAX: Final = 2048  # pieces that wait behind a hole: 128 MiB at the very wo
 SEEN_MAX: Final = 20_000  # senders whose last serial is known; the one not heard of for longest is forgotten
 PARTIAL_MAX_BYTES: Final = 4 * PAYLOAD_MAX_BYTES  # of messages that are not complete, of all senders together
 # The master's memory: some seconds of a busy cluster. Bodies are kept of reliable topics only.
-RING_MAX: Final = 8192
+RING_MAX: Final = 50_000  # numbers, some 8 MiB: five seconds of all that a master can publish
 RING_MAX_BYTES: Final = 64 << 20
 REPLAY_MAX: Final = 64  # pieces for one question: 4 MiB; the rest is asked for next
 
@@ -179,9 +179,11 @@ class Subscriber:
     def replayed(self, answer: Replayed) -> list[Published | Lost]:
         """The master's last word: what has not come of this stretch never will."""
         out: list[Published | Lost] = []
-        if answer.first != self._asked[0] or answer.last <= self.upto:
+        if answer.first != self._asked[0]:
             return out  # it was asked twice
-        self._asked = (0, 0)
+        self._asked, self._asked_at = (0, 0), float("-inf")  # what is missing still is asked for at once
+        if answer.last <= self.upto:
+            return out  # all of it has come
         self._anyones += answer.lost.get("", 0)
         unsure = {sender: answer.senders[sender] for sender in self._unsure & answer.senders.keys()}
         for number in range(self.upto + 1, answer.last + 1):
@@ -195,7 +197,6 @@ class Subscriber:
             self._look_back(sender, serial, out)
         for topic, count in answer.lost.items():
             self._lose(topic, count, out)
-        self._asked_at = float("-inf")
         self._release(out)
         return out
 
