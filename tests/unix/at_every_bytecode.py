@@ -1,7 +1,8 @@
-"""A program: SIGKILL at every bytecode of counting, and what is found afterwards. `python at_every_bytecode.py NAME`.
+"""A program: SIGKILL at every bytecode of counting, and what is found afterwards.
 
-A program of its own because it forks thousands of times, and the fork of a process as large as pytest takes ten times
-as long. It ends with 0, or with the traceback of what did not hold.
+`python at_every_bytecode.py NAME [STEP]`; with a STEP it kills at each so-many-th bytecode only. A program of its own
+because it forks thousands of times, and the fork of a process as large as pytest takes ten times as long. It ends
+with 0, or with the traceback of what did not hold.
 """
 
 import mmap
@@ -18,6 +19,7 @@ from zcluster.core.ledger import Ledger, LedgerError
 from zcluster.counter import Counter
 
 IDS = {"ledger_id": b"L" * 16, "boot_id": BOOT}
+STEP = int(sys.argv[2]) if len(sys.argv) > 2 else 1
 TOOL = 4  # of sys.monitoring: an id that no debugger or profiler reserves
 
 
@@ -55,8 +57,8 @@ def disarm():
 
 
 def at_every_bytecode(body, judge, limit=6000):
-    """Run `body(arm_now)` in children, each killed one bytecode later than the last, until one survives."""
-    for after in range(limit):
+    """Run `body(arm_now)` in children, each killed one bytecode (or STEP) later than the last, until one survives."""
+    for after in range(0, limit, STEP):
 
         def child(after=after):
             body(lambda: arm(after))

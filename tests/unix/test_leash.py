@@ -13,7 +13,7 @@ from ledger_support import kill, reap, start, until
 from zcluster.unix import leash, process
 
 WITHIN_S = 20.0  # milliseconds on an idle machine, and printed; nobody else would ever end them
-ROUNDS = 50
+ROUNDS = 20
 
 
 @pytest.fixture
@@ -178,8 +178,8 @@ def test_neither_end_reaches_an_exec(path):
     os.close(fd - 1)
 
 
-def test_one_fifo_for_all_wearers_fifty_times(tmp_path, gate):
-    """Each wearer has its own description of the one FIFO; not one of 400 is ever missed."""
+def test_one_fifo_for_all_wearers_twenty_times(tmp_path, gate):
+    """Each wearer has its own description of the one FIFO; not one of 160 is ever missed."""
     slowest_s = 0.0
     for number in range(ROUNDS):
         path = tmp_path / str(number)
