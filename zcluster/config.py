@@ -173,6 +173,23 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "Stop with exit code 5 when more workers than this have crashed; 0: never.",
         ),
     ] = 0
+    # the three limits: none; a leak is better found than recycled
+    max_requests: Annotated[
+        int,
+        _number("--max-requests", 0, 1_000_000_000, "Replace a worker after so many requests; 0: never."),
+    ] = 0
+    max_requests_jitter: Annotated[
+        int,
+        _number("--max-requests-jitter", 0, 1_000_000_000, "Up to so many more, different for each worker."),
+    ] = 0
+    max_rss_mib: Annotated[
+        int,
+        _number("--max-rss", 0, 1 << 30, "Replace a worker that has more resident memory, in MiB; 0: never."),
+    ] = 0
+    max_age_s: Annotated[
+        float,
+        _seconds("--max-age", 0, 1_000_000_000, "Replace a worker that is older, up to a tenth more; 0: never."),
+    ] = 0.0
     # one write and two fsyncs per second at most: Redis' appendfsync everysec makes the same bargain
     checkpoint_s: Annotated[
         float,

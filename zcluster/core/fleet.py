@@ -22,6 +22,7 @@ from zcluster.core import fleet_events as f
 from zcluster.core.fleet_acts import STOPPING_TEXT
 from zcluster.core.fleet_base import VANISHED_S
 from zcluster.core.fleet_reload import Reloads
+from zcluster.core.fleet_wear import wear
 from zcluster.core.fleet_worker import (
     ASKED,
     DRAINING,
@@ -341,6 +342,12 @@ class Fleet(Reloads):
                     self.overdue(worker, now)
             else:
                 self.judge_health(worker, ledger.get(worker.id), now)
+                if worker.state == READY and not worker.worn:
+                    worker.worn = wear(worker, self.settings, now)
+                    if worker.worn:
+                        self.say(
+                            "info", f"{worker.label} has reached its limit ({worker.worn}): another one is started"
+                        )
 
     def _lagged(self, seconds: float, now: float) -> None:
         if seconds <= 0:

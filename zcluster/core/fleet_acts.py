@@ -13,6 +13,7 @@ from zcluster.core.fleet_deaths import (
     BOOT_TIMEOUT,
     DRAIN_TIMEOUT,
     HUNG,
+    RELOAD,
     Account,
     Death,
     verdict,
@@ -57,6 +58,7 @@ class Acts(Base):
         id_ = self.roster.new_id()
         info = WorkerInfo(id_, slot.index, lane, zygote.generation, state=ASKED, restarts=slot.forks)
         worker = Worker(info, now)
+        worker.chance = self.random()
         worker.deadline = now + self.settings.boot_timeout_s
         self.roster.add(worker)
         self.out += [f.SaveNextId(self.roster.next_id), f.Fork(info, self.wanted.get(slot.index, {}))]
@@ -90,6 +92,7 @@ class Acts(Base):
     def take_in(self, info: WorkerInfo, state: str, now: float) -> Worker:
         """Make a worker nobody asked for (in this epoch) one of ours."""
         worker = Worker(info, now, state)
+        worker.chance = self.random()
         worker.adopted = True
         worker.announced = state != FORKED
         worker.deadline = deadline_after(state, now, self.settings)
@@ -152,7 +155,8 @@ class Acts(Base):
                 if worker is best or worker is next_:
                     continue
                 if worker.state in SERVING:
-                    worker.replaced = best is not None and best.generation != worker.generation
+                    if best is not None:
+                        worker.replaced = RELOAD if best.generation != worker.generation else worker.worn
                     self.drain(worker, now, self.settings.graceful_timeout_s, quick=False)
                 elif worker.state in (FORKED, ONLINE):
                     self.stop_starting(worker, now, START_STOP_S)

@@ -139,6 +139,10 @@ class Base:
             if worker.slot in self.wanted and worker.generation != self.target and worker.state in HOLDS_SLOT
         ]
 
+    def is_any_worn(self) -> bool:
+        """Whether a worker has reached one of its limits (`fleet_wear`)."""
+        return any(worker.worn for worker in self.roster)
+
     # ---- questions -------------------------------------------------------------------------------------------------
     @property
     def state(self) -> str:

@@ -79,8 +79,8 @@ def _drained(worker: Worker, code: int | None, signal: int | None, status: str) 
         text = f"left voluntarily ({worker.leaving})"
     else:
         text = "stopped while starting" if worker.stopped else "left as it was told"
-        text += " (reload)" if worker.replaced else ""
-    reason = RELOAD if worker.replaced and not worker.leaving else VOLUNTARY
+        text += f" ({worker.replaced})" if worker.replaced else ""
+    reason = worker.replaced if worker.replaced and not worker.leaving else VOLUNTARY
     return Death(Account.LEFT, reason, text if code in (0, None) else f"{text}, {status}")
 
 

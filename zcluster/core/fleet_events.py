@@ -27,6 +27,10 @@ class FleetSettings(Struct, frozen=True, kw_only=True):
     hang_timeout_s: float = 30.0  # silence until HUNG; SUSPECT at a third of it
     dump_grace_s: float = 0.5  # between the stack dump and SIGKILL
     restart_limit: int = 0  # so many crashes are repaired in the life of this master, one more ends it; 0: no limit
+    max_requests: int = 0  # a worker that has answered so many is replaced, start-first; 0: none is
+    max_requests_jitter: int = 0  # up to so many more, by chance
+    max_rss_mib: int = 0  # one that is larger is replaced; 0: none is
+    max_age_s: float = 0.0  # one that is older is; 0: none is
     orphan_timeout_s: float = 3.0  # drain deadline when the launcher is gone: nothing may be alive 5 s after it
     lanes: int = 512  # columns of the ledger
     restart_base_s: float = 0.1  # first pause after a crash while starting, doubled each time

@@ -212,7 +212,7 @@ class Reloads(Sizes):
     def roll(self, now: float) -> None:
         """Ask for the worker that is to take the place of an outdated one, or to end a pause."""
         zygote = self.candidate or self.zygote
-        if zygote.state != ZYGOTE_READY or (zygote is self.zygote and not self.outdated()):
+        if zygote.state != ZYGOTE_READY or (zygote is self.zygote and not (self.outdated() or self.is_any_worn())):
             return
         reloading = self.reloading
         there: dict[int, list[Worker]] = {index: [] for index in self.wanted}
@@ -231,7 +231,11 @@ class Reloads(Sizes):
                     continue  # it is filled, or waits, as ever
                 reloading.rolled.add(index)
                 slot.retry_at = now
-            elif workers[0].state != READY or workers[0].generation == zygote.generation or now < slot.retry_at:
+            elif (
+                workers[0].state != READY
+                or now < slot.retry_at
+                or (workers[0].generation == zygote.generation and not workers[0].worn)
+            ):
                 continue
             if not self.ask(slot, zygote, now) and reloading is not None:
                 reloading.retry_at = now + NO_LANE_RETRY_S

@@ -110,9 +110,10 @@ class Worker:
     """What the master knows of one worker. Only the fleet that holds it writes to it."""
 
     __slots__ = (
-        "adopted", "announced", "beat", "boot_text", "deadline", "doomed", "generation", "gone_at", "healthy", "id",
-        "killed_at", "lane", "lane_taken", "last_heard", "leaving", "pid", "ready_at", "reconnect_at", "replaced",
-        "restarts", "slot", "start", "started_at", "state", "stopped", "told_to_leave",
+        "adopted", "announced", "beat", "boot_text", "chance", "deadline", "doomed", "generation", "gone_at",
+        "healthy", "id", "killed_at", "lane", "lane_taken", "last_heard", "leaving", "pid", "ready_at",
+        "reconnect_at", "replaced", "restarts", "slot", "start", "started_at", "state", "stopped", "told_to_leave",
+        "worn",
     )  # fmt: skip
 
     def __init__(self, info: WorkerInfo, now: float, state: str = ASKED) -> None:
@@ -133,7 +134,9 @@ class Worker:
         self.gone_at: float | None = None  # its process vanished, its status has not been told yet
         self.leaving = ""  # its own reason to leave
         self.told_to_leave = False  # by a Drain
-        self.replaced = False  # by one of another generation
+        self.replaced = ""  # why it was told to leave for another one in its slot
+        self.chance = 0.0  # from 0 up to 1: how far its limits are put off
+        self.worn = ""  # which of its limits it has reached
         self.boot_text = ""  # why it could not begin, in its own words
         self.lane_taken = False  # by another process: this one could not even begin
         self.stopped = False  # SIGTERM sent while it was starting
