@@ -33,6 +33,8 @@ class Sizes(Acts):
         if error:
             self.out.append(f.Reply(event.asker, error))
             return
+        if number != len(self.wanted):
+            self.say("info", f"scaled from {len(self.wanted)} to {number} {'worker' if number == 1 else 'workers'}")
         while len(self.wanted) > number:
             self._close(max(self.wanted), now)
         while len(self.wanted) < number:
