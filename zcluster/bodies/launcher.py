@@ -186,7 +186,10 @@ class Launcher:
         elif number in (signal.SIGINT, signal.SIGQUIT):
             self._ask_to_stop(m.Stop(quick=True, why=name_of(number)), now)
         else:
-            log.warning("%s does nothing in this release", name_of(number))
+            text, wish = self.kept.wish(name_of(number), can_reload=self.zygote_main is None)
+            log.log(logging.WARNING if wish is None else logging.INFO, "%s: %s", name_of(number), text)
+            if wish is not None:
+                self._tell(wish)
 
     def _ask_to_stop(self, wish: m.Stop, now: float) -> None:
         """A first wish drains; a second *signal* hurries: an orchestrator's TERM after `zcluster stop` does not."""

@@ -169,6 +169,8 @@ class Master:
                 case m.Died(number=number):
                     self._on_death(message)
                     self.channel.send(m.Received(number))
+                case m.ScaleBy(number=number, by=by):
+                    self._step(f.Scale((*f.LAUNCHER, number), by=by, least=1))
                 case m.Size() | m.Commit() | m.Reload() | m.Stop():
                     self.questions.recall(message)
                     self._step(of_launcher(message))
@@ -360,10 +362,11 @@ class Master:
             case f.Resize():
                 self.questions.resize(command)
             case f.Reply():
-                link, answer, size = self.questions.answer(command)
-                if size is not None:
-                    self.channel.send(size)
-                self.hub.send(link, answer)
+                link, answer, told = self.questions.answer(command)
+                for message in told:
+                    self.channel.send(message)
+                if link:
+                    self.hub.send(link, answer)
             case f.SendDrain(id=id_, deadline_s=deadline_s, quick=quick):
                 self.hub.send(self.peers.link_of(id_), m.Drain(deadline_s, quick))
             case f.Refuse(link=link, reason=reason):

@@ -14,6 +14,7 @@ from zcluster.core.messages import Beat, WorkerInfo
 
 BOOT_FAILED_CODE = 3  # a worker that cannot load the application ends with it (errors.AppError)
 Asker = tuple[int, int, int]  # who waits for the Reply to which question: pid, its start, number of the question
+LAUNCHER = (0, 0)  # the first two of the launcher, which asks for the operator; no process has the pid 0
 LANE_TAKEN_CODE = 75  # EX_TEMPFAIL of sysexits.h: another process holds the lock of the lane this worker was given
 
 
@@ -205,7 +206,7 @@ class Committed(Struct, frozen=True):
 
 
 class Unfinished(Struct, frozen=True):
-    """Before Started: the master before died over a reload that these tokens stand for."""
+    """A reload that the launcher keeps: the master before died over it (before Started), or the operator wants it."""
 
     tokens: tuple[str, ...]
 
@@ -216,6 +217,7 @@ class Scale(Struct, frozen=True):
     asker: Asker
     to: int | None = None
     by: int = 0
+    least: int = 0  # the fewest that this one may ask for
 
 
 class Open(Struct, frozen=True):

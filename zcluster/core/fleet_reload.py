@@ -107,13 +107,17 @@ class Reloads(Sizes):
             self.out += zygote.expire(now)
 
     # ---- reloads ---------------------------------------------------------------------------------------------------
-    def ask_reload(self, asker: f.Asker, token: str) -> None:
-        """Somebody wants the code that is on disk now; a token that is known is no second wish."""
+    def ask_reload(self, asker: f.Asker | None, token: str) -> None:
+        """Somebody wants the code that is on disk now; a token that is known is no second wish.
+
+        Without an asker it is the operator by way of the launcher, who is answered in the log.
+        """
         reloading = self.reloading
         if reloading is not None and token in reloading.askers:
             waiting = reloading.askers[token]
         elif token not in self.queued and len(self.queued) >= TOKENS_MAX:
-            self.out.append(f.Reply(asker, f"{TOKENS_MAX} reloads are asked for already; wait for one to end"))
+            if asker is not None:  # else the next reload is what was wanted: it begins later than now
+                self.out.append(f.Reply(asker, f"{TOKENS_MAX} reloads are asked for already; wait for one to end"))
             return
         else:
             is_new = token not in self.queued
@@ -121,7 +125,7 @@ class Reloads(Sizes):
             self._keep_reload()
             if is_new and reloading is not None:
                 self.say("info", f"the next reload begins when this one has ended; asked for by {len(self.queued)}")
-        if asker not in waiting:
+        if asker is not None and asker not in waiting:
             waiting.append(asker)
 
     def _keep_reload(self) -> None:
