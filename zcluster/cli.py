@@ -72,7 +72,7 @@ def _run(**given: Any) -> int:
     import_from(sources.folder)
     from zcluster.bodies import launcher
 
-    return launcher.run(config)
+    return launcher.run(config, sources=sources)
 
 
 cli.add_command(

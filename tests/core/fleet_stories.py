@@ -12,6 +12,8 @@ Worker id N is the process 100+N, started at tick 1000+N. Chance always answers 
 import re
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet import Fleet
 from zcluster.core.messages import Beat, WorkerInfo
@@ -101,6 +103,9 @@ class Story:
             "sized": lambda: f.Sized(tuple(int(slot) for slot in plain)),
             "committed": lambda: f.Committed(int(plain[0])),
             "unfinished": lambda: f.Unfinished(tuple(plain)),
+            "reconfigured": lambda: f.Reconfigured(
+                generation, replace(self.settings, **{name: float(value) for name, value in given.items()})
+            ),
             "scale": lambda: f.Scale(asker, **{name: int(value) for name, value in given.items()}),
             "open": lambda: f.Open(asker, dict(given)),
             "close": lambda: f.Close(asker, int(plain[0]) if plain else None),

@@ -169,8 +169,13 @@ class Master:
                 case m.Died(number=number):
                     self._on_death(message)
                     self.channel.send(m.Received(number))
-                case m.ScaleBy(number=number, by=by):
-                    self._step(f.Scale((*f.LAUNCHER, number), by=by, least=1))
+                case m.ScaleBy(number=number, by=by, to=to):
+                    self._step(f.Scale((*f.LAUNCHER, number), to, by, least=1))
+                case m.Settings(generation=generation, config=raw):
+                    config = msgspec.msgpack.decode(raw, type=Config)
+                    self._step(f.Reconfigured(generation, f.FleetSettings.of(config)))
+                    if generation == self.fleet.generation:  # committed; only now it is for those who outlive it
+                        logging.getLogger("zcluster").setLevel(config.log_level.upper())
                 case m.Size() | m.Commit() | m.Reload() | m.Stop():
                     self.questions.recall(message)
                     self._step(of_launcher(message))

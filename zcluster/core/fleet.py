@@ -82,6 +82,8 @@ class Fleet(Reloads):
             case f.Unfinished(tokens) if self.started:
                 for token in tokens if self.stopping is None else ():
                     self.ask_reload(None, token)
+            case f.Reconfigured(generation, settings):
+                self.reconfigure(generation, settings)
             case f.Sized() | f.Committed() | f.Unfinished():
                 self._recall_decision(event)
             case f.Started():

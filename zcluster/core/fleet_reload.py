@@ -84,7 +84,7 @@ class Reloads(Sizes):
             return
         self._lose_asked(generation, now)
         if zygote is not self.zygote:
-            self._condemn_candidate(f"the process that imports the application ended: {status}")
+            self._condemn_candidate(event.why or f"the process that imports the application ended: {status}")
             return
         if self.stopping is not None:
             return
@@ -127,6 +127,20 @@ class Reloads(Sizes):
                 self.say("info", f"the next reload begins when this one has ended; asked for by {len(self.queued)}")
         if asker is not None and asker not in waiting:
             waiting.append(asker)
+
+    def reconfigure(self, generation: int, settings: f.FleetSettings) -> None:
+        """The candidate's settings hold while it is introduced: its code may be what needs a longer timeout."""
+        reloading = self.reloading
+        if reloading is not None and not reloading.failure and reloading.zygote.generation == generation:
+            reloading.before = reloading.before or self.settings
+            self._use(settings)
+
+    def _use(self, settings: f.FleetSettings) -> None:
+        self.settings = settings
+        for zygote in self.zygotes():
+            zygote.settings = settings
+        for slot in self._slots.values():
+            slot.settings = settings
 
     def _keep_reload(self) -> None:
         current = self.reloading.askers if self.reloading is not None else {}
@@ -186,6 +200,8 @@ class Reloads(Sizes):
         self._lose_asked(zygote.generation, now)
         if zygote.state != ABSENT:
             self.out.append(f.EndZygote(zygote.generation))
+        if reloading.before is not None:
+            self._use(reloading.before)
         # Each slot on the way back has its own deadlines; this bounds them all, should the old zygote be gone.
         reloading.deadline = now + self.settings.boot_timeout_s * (1 + len(reloading.rolled))
         self.say("error", self._failure(reloading))

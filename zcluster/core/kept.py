@@ -43,9 +43,17 @@ class Kept:
                 return NO_RELOAD, None
             self._reload_wish = f"{name} {self._next_number()}"
             return "a reload", m.Reload((self._reload_wish,))
-        wish = m.ScaleBy(self._next_number(), 1 if name == "SIGTTIN" else -1)
-        self._unacknowledged[wish.number] = wish
+        wish = self._scale(1 if name == "SIGTTIN" else -1, None)
         return f"one worker {'more' if wish.by > 0 else 'fewer'}", wish
+
+    def scale_to(self, number: int) -> m.ScaleBy:
+        """The configuration has another number of workers now: the message to the master, kept as any wish."""
+        return self._scale(0, number)
+
+    def _scale(self, by: int, to: int | None) -> m.ScaleBy:
+        wish = m.ScaleBy(self._next_number(), by, to)
+        self._unacknowledged[wish.number] = wish
+        return wish
 
     def _next_number(self) -> int:
         self._numbers += 1

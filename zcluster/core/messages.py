@@ -273,6 +273,14 @@ class ScaleBy(Struct, frozen=True, array_like=True, tag="scale-by"):
 
     number: int
     by: int
+    to: int | None = None  # this many, by a configuration that has changed; then `by` is 0
+
+
+class Settings(Struct, frozen=True, array_like=True, tag="settings"):
+    """Launcher -> master: the configuration of a generation, before its ZygoteUp and when it has been committed."""
+
+    generation: int
+    config: Raw
 
 
 class Reload(Struct, frozen=True, array_like=True, tag="reload"):
@@ -375,6 +383,6 @@ class Synced(Struct, frozen=True, array_like=True, tag="synced"):
 
 Control = (
     Boot | StartZygote | ZygoteUp | EndZygote | StartService | ServiceUp | Proceed | Died | Stop | Received | Running
-    | Failed | Size | ScaleBy | Reload | Commit
+    | Failed | Size | ScaleBy | Settings | Reload | Commit
     | Imported | ImportFailed | Fork | Forked | ForkFailed | Sync | Synced
 )  # fmt: skip
