@@ -125,7 +125,8 @@ def commands_part() -> str:
             parameters = [parameter for parameter in parameters if parameter.name not in known]
         for parameter in parameters:
             value = f" {parameter.metavar}" if parameter.metavar else ""
-            words.append(f"[{parameter.opts[0]}{value}]")
+            is_option = isinstance(parameter, click.Option)
+            words.append(f"[{parameter.opts[0]}{value}]" if is_option else value.strip())
         notes = [f"`{p.opts[0]}`: {p.help}" for p in parameters if isinstance(p, click.Option)]
         rows.append([f"`{' '.join(words)}`", "<br>".join([(command.help or "").strip(), *notes])])
     return table(["Command", "What it does"], rows)

@@ -1,4 +1,4 @@
-"""The command line: `zcluster run`, `config`, `check`, `ps`, `stop`, `counters`.
+"""The command line: `zcluster run`, `config`, `check`, `ps`, `counters`, `scale`, `reload`, `stop`.
 
 Invariant: every end of a command is an exit code of `errors` and, when it is not 0, one line on stderr that begins
 with "zcluster: error:". Only a bug of ours shows a traceback, and ends with 70.
@@ -7,18 +7,21 @@ The options of `run` are made from `Config`, in `parameters`: none is declared h
 """
 
 import json
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import click
 
-from zcluster.errors import BusError, ClusterError, SpawnError
+from zcluster.errors import BusError, ClusterError, ReloadFailed, SpawnError
+from zcluster.follower import Refusal
 from zcluster.parameters import SETTINGS, import_from, run_parameters, sources_of
 from zcluster.preview import check_command, config_command
 from zcluster.resolution import resolve
 from zcluster.unix.logs import complain
 
+NOT_DONE: Final = ReloadFailed.exit_code  # the cluster runs, and has not done what it was told
 ANSWER_TIMEOUT_S: Final = 5.0  # a master that lives answers in milliseconds; an operator gives up soon after this
 
 
@@ -30,10 +33,12 @@ def main(arguments: Sequence[str]) -> int:
         return _complain("interrupted", 130)
     except click.ClickException as error:
         return _complain(error.format_message(), error.exit_code)
+    except Refusal as refusal:
+        return _complain(refusal.reason, NOT_DONE)
     except BusError as error:  # for an operator: the cluster is not there to be talked to
         return _complain(str(error), SpawnError.exit_code)
-    except ClusterError as error:
-        return _complain(str(error), error.exit_code)
+    except ClusterError as error:  # those of no kind: it did not happen in time, or the cluster ended first
+        return _complain(str(error), NOT_DONE if type(error) is ClusterError else error.exit_code)
     except Exception:  # nothing of ours is left that could deal with it: say everything and name it a bug
         complain(traceback.format_exc().rstrip())
         return _complain("this is a bug of zcluster; please report it with the lines above", 70)
@@ -67,7 +72,7 @@ def _run(**given: Any) -> int:
     import_from(sources.folder)
     from zcluster.bodies import launcher
 
-    return launcher.run(config)
+    return launcher.run(config, sources=sources)
 
 
 cli.add_command(
@@ -113,6 +118,44 @@ def counters(name: str, run_dir: str, as_json: bool) -> None:
     with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
         totals = cluster.snapshot()["counters"]
     click.echo(json.dumps(totals) if as_json else counters_table(totals))
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    """Read what `Cluster.scale` takes. An option that does not exist comes here, too: -N looks like one."""
+    if re.fullmatch("[+-]?[0-9]{1,9}", value):
+        return value if value[0] in "+-" else int(value)
+    if value.startswith("-"):
+        raise click.NoSuchOption(value, ctx=context)
+    text = f"{value!r} is no number of workers; give N, or a change as +N or -N"
+    raise click.BadParameter(text, context, parameter)
+
+
+@cli.command(context_settings={**SETTINGS, "ignore_unknown_options": True})
+@_which
+@click.argument("size", callback=_size, metavar="N|+N|-N")
+@click.option("--wait", is_flag=True, help="Return when those who are wanted serve and all others are gone.")
+def scale(name: str, run_dir: str, size: int | str, wait: bool) -> None:
+    """Have N workers, or so many more or fewer: new ones fill the lowest slots, the highest are drained."""
+    from zcluster.cluster import Cluster
+
+    with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
+        wanted = cluster.scale(size, wait=wait)
+        click.echo(f"{cluster.name}: {wanted} {'worker' if wanted == 1 else 'workers'}")
+
+
+@cli.command(context_settings=SETTINGS)
+@_which
+@click.option(
+    "--wait", is_flag=True, help="Return when the new code serves and the old workers are gone, or why not."
+)
+def reload(name: str, run_dir: str, wait: bool) -> None:
+    """Load the code anew and replace the workers one by one; code that does not start changes nothing."""
+    from zcluster.cluster import Cluster
+
+    with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
+        generation = cluster.reload(wait=wait)
+        what = f"generation {generation} serves" if wait else "the reload is ordered; the log tells what comes of it"
+        click.echo(f"{cluster.name}: {what}")
 
 
 @cli.command(context_settings=SETTINGS)

@@ -271,8 +271,8 @@ class Cluster(Handle):
         Raises `ReloadFailed` with the reason, a traceback for instance, when the new code cannot be imported or its
         workers do not become ready; all is then as it was before. It returns when the old workers are gone, and by
         default waits as long as that takes: every step has a deadline of its own. `ClusterError` after `timeout_s`
-        seconds; the reload goes on. Without `wait` it returns 0 at once, and the events `reload` and `error` tell
-        what came of it.
+        seconds; the reload goes on. Without `wait` it returns 0 as soon as the order is taken, and the events
+        `reload` and `error` tell what came of it.
         """
         if wait:
             return self._ordering().reload(timeout_s)

@@ -6,7 +6,7 @@ ClusterError             base; also raised for misuse of the API by the caller
 |- AppError              the application: not found, raises at import, ...    exit 3
 |- SpawnError            the machine: port in use, no tmpfs, no memory        exit 4
 |- RestartLimitReached   workers died too often                               exit 5
-|- ReloadFailed          the new code or configuration was not taken; the old one serves
+|- ReloadFailed          the new code was not taken; the old one serves        exit 1
 `- BusError              a peer or the link to it
    |- BadFrame           a frame that is not one of our messages: counted and dropped, never fatal
    |- PeerGone           whom a message was for is not there (any more)
@@ -70,6 +70,8 @@ class BadFrame(BusError):
 
 class ReloadFailed(ClusterError):
     """The new generation could not be imported, or did not become ready; the one before goes on serving."""
+
+    exit_code = 1
 
 
 class PeerGone(BusError):

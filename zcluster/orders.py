@@ -160,13 +160,27 @@ class Orders:
         return generation
 
     def begin_reload(self) -> None:
-        """The same without waiting; what came of it is told by the events `reload` and `error`."""
+        """Order the same and return when the order is taken; what came of it is told by the news."""
+        refused: list[str] = []
+        is_taken = False
 
         def then(answer: msgspec.Raw | BusError) -> None:
             if isinstance(answer, BusError):
-                log.error("the reload has failed: %s", answer.reason if isinstance(answer, Refusal) else answer)
+                why = answer.reason if isinstance(answer, Refusal) else str(answer)
+                refused.append(why)
+                if is_taken:
+                    log.error("the reload has failed: %s", why)
 
         self._follower.ask_then("reload", {"token": os.urandom(8).hex()}, then)
+        # Questions are taken in order, and a reload is answered at its end: when the second one is answered, the
+        # first is in the launcher's keeping.
+        try:
+            self._scale({"by": 0})
+        except Refusal as refusal:
+            raise ReloadFailed(refusal.reason) from None
+        if refused:
+            raise ReloadFailed(refused[0])
+        is_taken = True
 
     # ---- one worker: what `roster.Owner` asks for ------------------------------------------------------------------
     def listen_to(self, worker: Worker, event: str, fn: Callback) -> None:

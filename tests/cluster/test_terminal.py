@@ -4,7 +4,6 @@ import os
 import pty
 import re
 import select
-import signal
 import sys
 import termios
 
@@ -122,12 +121,3 @@ def test_workers_are_in_the_background():
         terminal.read()
         cluster.ended(SOON_S)
     assert is_calm(terminal.screen)
-
-
-def test_hup_without_a_terminal():
-    """It ends nothing there: for a service it means something else."""
-    with running("counting:app", popen={"start_new_session": True}) as cluster:
-        cluster.signal(signal.SIGHUP)
-        cluster.wait_log("SIGHUP does nothing")
-        assert cluster.get() == "1"
-        cluster.end()

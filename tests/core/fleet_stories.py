@@ -12,6 +12,8 @@ Worker id N is the process 100+N, started at tick 1000+N. Chance always answers 
 import re
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet import Fleet
 from zcluster.core.messages import Beat, WorkerInfo
@@ -74,7 +76,7 @@ class Story:
         rest = line.split(maxsplit=2)[-1]
         generation = int(given.pop("generation", 1)) if word not in ("forked", "hello") else 1
         self.asked += word in ("scale", "open", "close", "reload")
-        asker = (1, 1, self.asked)
+        asker = (*(f.LAUNCHER if "least" in given else (1, 1)), self.asked)
         return {
             "started": lambda: self._started(given),
             "zygote-up": lambda: f.ZygoteUp(generation),
@@ -101,7 +103,10 @@ class Story:
             "sized": lambda: f.Sized(tuple(int(slot) for slot in plain)),
             "committed": lambda: f.Committed(int(plain[0])),
             "unfinished": lambda: f.Unfinished(tuple(plain)),
-            "scale": lambda: f.Scale(asker, *(int(given[name]) if name in given else None for name in ("to", "by"))),
+            "reconfigured": lambda: f.Reconfigured(
+                generation, replace(self.settings, **{name: float(value) for name, value in given.items()})
+            ),
+            "scale": lambda: f.Scale(asker, **{name: int(value) for name, value in given.items()}),
             "open": lambda: f.Open(asker, dict(given)),
             "close": lambda: f.Close(asker, int(plain[0]) if plain else None),
             "reload": lambda: f.Reload(asker, plain[0]),

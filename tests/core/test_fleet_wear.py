@@ -4,6 +4,7 @@ import pytest
 
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet import Fleet
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.fleet_wear import wear
 from zcluster.core.fleet_worker import READY, Worker
 from zcluster.core.messages import Beat, WorkerInfo
@@ -34,12 +35,12 @@ def test_when_a_limit_is_reached(limits, chance, said, age_s, why):
     """Exactly at the limit and what chance adds to it, and never without a limit or a heartbeat that tells."""
     worker = Worker(WorkerInfo(1, 0, 0, 1, 100, 1), 50.0, READY)
     worker.beat, worker.chance = said, chance
-    assert wear(worker, f.FleetSettings(workers=1, **limits), 50.0 + age_s) == why
+    assert wear(worker, FleetSettings(workers=1, **limits), 50.0 + age_s) == why
 
 
 def cluster(**limits):
     """Two ready workers, ids 1 and 2, in slots 0 and 1; and a function that steps and names what was ordered."""
-    fleet = Fleet(f.FleetSettings(workers=2, **limits), 1, 1, lambda: 0.0, strict=True)
+    fleet = Fleet(FleetSettings(workers=2, **limits), 1, 1, lambda: 0.0, strict=True)
     seen = []
 
     def step(event, now):

@@ -1,9 +1,14 @@
 """What a launcher tells the next master, and how messages become the fleet's events."""
 
+from msgspec import Raw
+
 from zcluster.core import fleet_events as f
 from zcluster.core import messages as m
 from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
 from zcluster.core.kept import UNACKNOWLEDGED_MAX, Kept
+from zcluster.core.verbs import NO_RELOAD
+
+RAW = Raw(b"\xc0")
 
 
 def test_a_new_master_is_told_what_stands():
@@ -18,6 +23,52 @@ def test_a_new_master_is_told_what_stands():
     assert kept.told() == [m.Size((0, 1)), m.Commit(3), m.Reload(("a",)), second, kept.stop]
     kept.take(m.Reload(()))
     assert m.Reload not in map(type, kept.told())
+
+
+def test_the_operators_sizes_are_kept_until_decided():
+    """Repeated to every master, in order with the deaths; until Received, or until a size has it in it."""
+    kept = Kept()
+    more, fewer = (kept.wish(name, can_reload=True)[1] for name in ("SIGTTIN", "SIGTTOU"))
+    assert (more, fewer) == (m.ScaleBy(1, 1), m.ScaleBy(2, -1))
+    death = kept.died(10, 1, 0, None)
+    assert kept.told() == [more, fewer, death]
+    size = m.Size((0, 1, 2), answered=((7, 7, 2, RAW), (*f.LAUNCHER, 1, RAW)))
+    kept.take(size)
+    assert kept.told() == [size, fewer, death]
+    kept.take(m.Received(2))
+    assert kept.told() == [size, death]
+
+
+def test_the_operators_reload_is_kept_until_a_master_has_it():
+    """The last is all that those before had asked for; a reload that ended was none of it."""
+    kept = Kept()
+    text, first = kept.wish("SIGHUP", can_reload=True)
+    second = kept.wish("SIGHUP", can_reload=True)[1]
+    assert text == "a reload"
+    assert first != second
+    kept.take(m.Reload(("a",)))
+    kept.take(m.Reload(()))  # it was said before it was heard
+    kept.take(m.Reload(("b",)))
+    both = m.Reload(("b", *second.tokens))
+    assert kept.told() == [both]
+    assert kept.told() == [both]  # that master died, too, before it said anything
+    kept.take(m.Reload(()))
+    assert kept.told() == []
+    third = kept.wish("SIGHUP", can_reload=True)[1]
+    kept.take(third)
+    kept.take(m.Reload(()))
+    assert kept.told() == []
+
+
+def test_wishes_that_cannot_be():
+    """Nothing is kept of them, and it is said why."""
+    kept = Kept()
+    assert kept.wish("SIGHUP", can_reload=False) == (NO_RELOAD, None)
+    assert kept.wish("SIGUSR1", can_reload=True) == ("does nothing in this release", None)
+    kept.stop = m.Stop(quick=False)
+    for name in ("SIGHUP", "SIGTTIN", "SIGTTOU"):
+        assert kept.wish(name, can_reload=True) == ("too late, the cluster is stopping", None)
+    assert kept.told() == [kept.stop]
 
 
 def test_deaths_nobody_acknowledges_are_bounded():

@@ -5,7 +5,7 @@ import pytest
 
 from zcluster.core import fleet_events as f
 from zcluster.core import questions
-from zcluster.core.messages import Answer, Ask, Size
+from zcluster.core.messages import Answer, Ask, Received, Size
 from zcluster.core.questions import Questions
 from zcluster.core.verbs import NO_RELOAD, VERBS, Unclear, question
 
@@ -78,12 +78,12 @@ def test_a_question_is_acted_upon_once():
     ask = Ask(1, "scale", raw({"to": 4}))
     assert asked.hear(b"first", ASKER, ask) == f.Scale(ASKER, 4)
     assert asked.hear(b"second", ASKER, ask) is None
-    link, answer, size = asked.answer(f.Reply(ASKER, body={"slots": [0]}))
-    assert (link, answer, size) == (b"second", Answer(1, body=raw({"slots": [0]})), None)
+    link, answer, told = asked.answer(f.Reply(ASKER, body={"slots": [0]}))
+    assert (link, answer, told) == (b"second", Answer(1, body=raw({"slots": [0]})), [])
     assert asked.hear(b"third", ASKER, ask) == answer
     other = (100, 8, 1)  # another process that was given the number later
     assert asked.hear(b"fourth", other, ask) == f.Scale(other, 4)
-    assert asked.answer(f.Reply((9, 9, 9), "nobody asked")) == (b"", Answer(9, "nobody asked", raw({})), None)
+    assert asked.answer(f.Reply((9, 9, 9), "nobody asked")) == (b"", Answer(9, "nobody asked", raw({})), [])
 
 
 def test_the_next_master_knows_what_was_fulfilled():
@@ -93,15 +93,25 @@ def test_the_next_master_knows_what_was_fulfilled():
         asker = (100, 7, number)
         asked.hear(b"link", asker, Ask(number, "fork"))
         asked.resize(f.Resize((0, number), {number: {"A": "b"}}))
-        size = asked.answer(f.Reply(asker, body={"slot": number}))[2]
-    assert size is not None
+        (size,) = asked.answer(f.Reply(asker, body={"slot": number}))[2]
     assert (size.slots, size.env, len(size.answered)) == ((0, 19), {19: {"A": "b"}}, questions.RECENT_MAX)
     asked.hear(b"link", (100, 7, 20), Ask(20, "reload", raw({"token": "a"})))
-    assert asked.answer(f.Reply((100, 7, 20)))[2] is None
+    assert asked.answer(f.Reply((100, 7, 20)))[2] == []
     after = Questions(can_reload=True)
     after.recall(msgspec.msgpack.decode(msgspec.msgpack.encode(size), type=Size))
     assert after.hear(b"link", (100, 7, 19), Ask(19, "fork")) == Answer(19, body=raw({"slot": 19}))
     assert after.hear(b"link", (100, 7, 21), Ask(21, "fork")) == f.Open((100, 7, 21))
+
+
+def test_the_launcher_is_told_that_it_was_heard():
+    """What it asked for the operator, fulfilled or refused; in the size first, should we die in between."""
+    asked = Questions(can_reload=True)
+    asker = (*f.LAUNCHER, 5)
+    asked.resize(f.Resize((0, 1), {}))
+    body = {"slots": [0, 1]}
+    link, _, told = asked.answer(f.Reply(asker, body=body))
+    assert (link, told) == (b"", [Size((0, 1), {}, ((*asker, raw(body)),)), Received(5)])
+    assert asked.answer(f.Reply((*f.LAUNCHER, 6), "no"))[2] == [Received(6)]
 
 
 def test_mistakes_are_answered_at_once():

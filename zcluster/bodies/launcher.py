@@ -22,9 +22,11 @@ from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.kept import Kept
 from zcluster.errors import AppError, BusError, ClusterError, ConfigError, RestartLimitReached, SpawnError
+from zcluster.resolution import Sources
 from zcluster.unix import process
 from zcluster.unix.brood import Brood
 from zcluster.unix.channel import Channel
+from zcluster.unix.configurations import Configurations
 from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr, say
 from zcluster.unix.offspring import Child, exec_child, fork_child
 from zcluster.unix.process import BLOCKED, Death
@@ -52,20 +54,22 @@ def run(
     handle: Channel | None = None,
     zygote_main: ZygoteMain | None = None,
     size: m.Size | None = None,
+    sources: Sources | None = None,
 ) -> int:
     """Run a cluster until it has ended; returns its exit code, 0 for a clean stop.
 
     Call it in the main thread of a process with one thread, with `process.BLOCKED` blocked. `announce` prints the
     ready line on stdout. `owner_fd` is the pidfd of the process for which the cluster runs: when it ends, so does the
     cluster. `handle` is told where the cluster is (Boot). `zygote_main` makes zygotes by fork instead of exec.
-    `size`: the slots to begin with, when they are not just as many as are configured.
+    `size`: the slots to begin with, when not as many as are configured. `sources`: to be read again at a reload.
     Raises ConfigError, AppError, SpawnError or RestartLimitReached when it cannot start or gives up.
     """
     signals = Signals(BLOCKED)
     log_to_stderr("launcher", config.log_level, PATIENCE_SHORT_S)
     process.set_title("zc-launcher")
     site = prepare(config)  # signals stay blocked: one that comes now waits for the loop
-    launcher = Launcher(site, signals, announce=announce, owner_fd=owner_fd, handle=handle, zygote_main=zygote_main)
+    configs = Configurations(site.config, config, sources)
+    launcher = Launcher(site, signals, configs, announce, owner_fd, handle, zygote_main)
     if size is not None:
         launcher.kept.take(size)
     return launcher.run()
@@ -99,6 +103,7 @@ class Launcher:
 
     site: Site
     signals: Signals
+    configurations: Configurations
     announce: bool
     owner_fd: int
     handle: Channel | None
@@ -186,7 +191,10 @@ class Launcher:
         elif number in (signal.SIGINT, signal.SIGQUIT):
             self._ask_to_stop(m.Stop(quick=True, why=name_of(number)), now)
         else:
-            log.warning("%s does nothing in this release", name_of(number))
+            text, wish = self.kept.wish(name_of(number), can_reload=self.zygote_main is None)
+            log.log(logging.INFO if wish else logging.WARNING, "%s: %s", name_of(number), text)
+            if wish:
+                self._tell(wish)
 
     def _ask_to_stop(self, wish: m.Stop, now: float) -> None:
         """A first wish drains; a second *signal* hurries: an orchestrator's TERM after `zcluster stop` does not."""
@@ -260,8 +268,14 @@ class Launcher:
         for fd in fds:  # a master sends none
             os.close(fd)
         match message:
-            case m.Received() | m.Size() | m.Commit() | m.Reload():
+            case m.Received() | m.Size() | m.Reload():
                 self.kept.take(message)
+            case m.Commit(generation=generation):
+                self.kept.take(message)
+                workers, self.site.config = self.site.config.workers, self.configurations.commit(generation)
+                self._tell(m.Settings(generation, self._boot().config))
+                if workers != self.site.config.workers:
+                    self._tell(self.kept.scale_to(self.site.config.workers))
             case m.EndZygote(generation=generation):
                 self.brood.let_go(generation, now + LEAVE_S)
             case m.StartZygote(generation=generation):
@@ -281,14 +295,13 @@ class Launcher:
                 log.error("the master sent %s, which is not for a launcher", type(message).__name__)
 
     # ---- starting --------------------------------------------------------------------------------------------------
-    def _boot(self, generation: int = 0, kind: str = "") -> m.Boot:
-        me = os.getpid()
+    def _boot(self, generation: int = 0, kind: str = "", config: Config | None = None) -> m.Boot:
         return m.Boot(
-            config=msgspec.Raw(msgspec.msgpack.encode(self.site.config)),
+            config=msgspec.Raw(msgspec.msgpack.encode(config or self.site.config)),
             run_dir=str(self.site.path),
             urls=self.site.urls,
-            launcher_pid=me,
-            launcher_start=process.start_time(me),
+            launcher_pid=os.getpid(),
+            launcher_start=process.start_time(os.getpid()),
             generation=generation,
             listener_fds=tuple(listener.sock.fileno() for listener in self.site.listeners),
             kind=kind,
@@ -317,28 +330,25 @@ class Launcher:
         self._tell(m.ZygoteUp(generation, zygote.pid, zygote.start), [zygote.channel.fileno()])
 
     def _start_zygote(self, generation: int, now: float) -> None:
-        if generation in self.brood.zygotes:  # asked for by a master that died before it was told
-            self._tell_zygote(generation, self.brood.zygotes[generation])
-            return
-        boot = self._boot(generation)
+        if zygote := self.brood.zygotes.get(generation):  # asked for by a master that died before it was told
+            return self._tell_zygote(generation, zygote)
         try:
+            boot = self._boot(generation, config=self.configurations.of(generation))
+            self._tell(m.Settings(generation, boot.config))
             if self.zygote_main is None:
                 zygote = exec_child("zygote", self.site.rundir.name, boot, boot.listener_fds, now)
             else:
                 zygote = fork_child(self.zygote_main, boot, boot.listener_fds, now)
-        except SpawnError as error:
-            log.error("%s", error)
-            self._tell(m.Failed(SpawnError.exit_code, f"zygote {generation}: {error}", generation))
-            return
+        except (SpawnError, ConfigError) as error:
+            return self._tell(m.Failed(error.exit_code, f"zygote {generation}: {error}", generation))
         self.brood.zygotes[generation] = zygote
         self._tell_zygote(generation, zygote)
 
     def _start_service(self, kind: str, now: float) -> None:
         if kind not in self.brood.services:
             try:
-                self.brood.services[kind] = exec_child(
-                    "service", self.site.rundir.name, self._boot(kind=kind), (), now
-                )
+                boot = self._boot(kind=kind)
+                self.brood.services[kind] = exec_child("service", self.site.rundir.name, boot, (), now)
             except SpawnError as error:
                 log.error("%s", error)
                 return

@@ -169,6 +169,13 @@ class Master:
                 case m.Died(number=number):
                     self._on_death(message)
                     self.channel.send(m.Received(number))
+                case m.ScaleBy(number=number, by=by, to=to):
+                    self._step(f.Scale((*f.LAUNCHER, number), to, by, least=1))
+                case m.Settings(generation=generation, config=raw):
+                    config = msgspec.msgpack.decode(raw, type=Config)
+                    self._step(f.Reconfigured(generation, f.FleetSettings.of(config)))
+                    if generation == self.fleet.generation:  # committed; only now it is for those who outlive it
+                        logging.getLogger("zcluster").setLevel(config.log_level.upper())
                 case m.Size() | m.Commit() | m.Reload() | m.Stop():
                     self.questions.recall(message)
                     self._step(of_launcher(message))
@@ -360,10 +367,11 @@ class Master:
             case f.Resize():
                 self.questions.resize(command)
             case f.Reply():
-                link, answer, size = self.questions.answer(command)
-                if size is not None:
-                    self.channel.send(size)
-                self.hub.send(link, answer)
+                link, answer, told = self.questions.answer(command)
+                for message in told:
+                    self.channel.send(message)
+                if link:
+                    self.hub.send(link, answer)
             case f.SendDrain(id=id_, deadline_s=deadline_s, quick=quick):
                 self.hub.send(self.peers.link_of(id_), m.Drain(deadline_s, quick))
             case f.Refuse(link=link, reason=reason):

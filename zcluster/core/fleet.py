@@ -80,6 +80,11 @@ class Fleet(Reloads):
                 self._ticked(ledger, now)
             case f.Scale() | f.Open() | f.Close() | f.Reload():
                 self._question(event, now)
+            case f.Unfinished(tokens) if self.started:
+                for token in tokens if self.stopping is None else ():
+                    self.ask_reload(None, token)
+            case f.Reconfigured(generation, settings):
+                self.reconfigure(generation, settings)
             case f.Sized() | f.Committed() | f.Unfinished():
                 self._recall_decision(event)
             case f.Started():

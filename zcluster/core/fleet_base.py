@@ -44,6 +44,7 @@ class Reloading:
         self.rolled: set[int] = set()  # slots that are the candidate's, whatever becomes of their workers
         self.failed_forks = 0
         self.retry_at = 0.0  # no lane was free
+        self.before: f.FleetSettings | None = None  # the settings, when those of the candidate are others
         self.failure = ""  # why the candidate is not taken; once this is said, all are to be as before
         self.deadline: float | None = None  # of the way back, which has begun
 

@@ -84,7 +84,7 @@ class Reloads(Sizes):
             return
         self._lose_asked(generation, now)
         if zygote is not self.zygote:
-            self._condemn_candidate(f"the process that imports the application ended: {status}")
+            self._condemn_candidate(event.why or f"the process that imports the application ended: {status}")
             return
         if self.stopping is not None:
             return
@@ -107,13 +107,17 @@ class Reloads(Sizes):
             self.out += zygote.expire(now)
 
     # ---- reloads ---------------------------------------------------------------------------------------------------
-    def ask_reload(self, asker: f.Asker, token: str) -> None:
-        """Somebody wants the code that is on disk now; a token that is known is no second wish."""
+    def ask_reload(self, asker: f.Asker | None, token: str) -> None:
+        """Somebody wants the code that is on disk now; a token that is known is no second wish.
+
+        Without an asker it is the operator by way of the launcher, who is answered in the log.
+        """
         reloading = self.reloading
         if reloading is not None and token in reloading.askers:
             waiting = reloading.askers[token]
         elif token not in self.queued and len(self.queued) >= TOKENS_MAX:
-            self.out.append(f.Reply(asker, f"{TOKENS_MAX} reloads are asked for already; wait for one to end"))
+            if asker is not None:  # else the next reload is what was wanted: it begins later than now
+                self.out.append(f.Reply(asker, f"{TOKENS_MAX} reloads are asked for already; wait for one to end"))
             return
         else:
             is_new = token not in self.queued
@@ -121,8 +125,22 @@ class Reloads(Sizes):
             self._keep_reload()
             if is_new and reloading is not None:
                 self.say("info", f"the next reload begins when this one has ended; asked for by {len(self.queued)}")
-        if asker not in waiting:
+        if asker is not None and asker not in waiting:
             waiting.append(asker)
+
+    def reconfigure(self, generation: int, settings: f.FleetSettings) -> None:
+        """The candidate's settings hold while it is introduced: its code may be what needs a longer timeout."""
+        reloading = self.reloading
+        if reloading is not None and not reloading.failure and reloading.zygote.generation == generation:
+            reloading.before = reloading.before or self.settings
+            self._use(settings)
+
+    def _use(self, settings: f.FleetSettings) -> None:
+        self.settings = settings
+        for zygote in self.zygotes():
+            zygote.settings = settings
+        for slot in self._slots.values():
+            slot.settings = settings
 
     def _keep_reload(self) -> None:
         current = self.reloading.askers if self.reloading is not None else {}
@@ -182,6 +200,8 @@ class Reloads(Sizes):
         self._lose_asked(zygote.generation, now)
         if zygote.state != ABSENT:
             self.out.append(f.EndZygote(zygote.generation))
+        if reloading.before is not None:
+            self._use(reloading.before)
         # Each slot on the way back has its own deadlines; this bounds them all, should the old zygote be gone.
         reloading.deadline = now + self.settings.boot_timeout_s * (1 + len(reloading.rolled))
         self.say("error", self._failure(reloading))

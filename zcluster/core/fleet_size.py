@@ -30,9 +30,15 @@ class Sizes(Acts):
         """Have so many slots open."""
         number = len(self.wanted) + event.by if event.to is None else event.to
         error = self._objection(number, {})
+        if not error and number < event.least:
+            error = f"there is {event.least} worker left; `zcluster scale 0` ends the last one, too"
         if error:
+            if event.asker[:2] == f.LAUNCHER:  # an operator who sends a signal has nothing but the log
+                self.say("warning", f"not scaled: {error}")
             self.out.append(f.Reply(event.asker, error))
             return
+        if number != len(self.wanted):
+            self.say("info", f"scaled from {len(self.wanted)} to {number} {'worker' if number == 1 else 'workers'}")
         while len(self.wanted) > number:
             self._close(max(self.wanted), now)
         while len(self.wanted) < number:

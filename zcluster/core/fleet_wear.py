@@ -9,7 +9,7 @@ answer some requests more than its limit.
 
 from typing import Final
 
-from zcluster.core.fleet_events import FleetSettings
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.fleet_worker import Worker
 
 MAX_REQUESTS, MEMORY, AGE = "max requests", "memory", "age"

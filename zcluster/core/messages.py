@@ -268,8 +268,26 @@ class Size(Struct, frozen=True, array_like=True, tag="size"):
     ] = ()  # the last who asked for it (core/questions), and the answers
 
 
+class ScaleBy(Struct, frozen=True, array_like=True, tag="scale-by"):
+    """Launcher -> master: the operator wants so many workers more (TTIN) or fewer (TTOU), though one at least."""
+
+    number: int
+    by: int
+    to: int | None = None  # this many, by a configuration that has changed; then `by` is 0
+
+
+class Settings(Struct, frozen=True, array_like=True, tag="settings"):
+    """Launcher -> master: the configuration of a generation, before its ZygoteUp and when it has been committed."""
+
+    generation: int
+    config: Raw
+
+
 class Reload(Struct, frozen=True, array_like=True, tag="reload"):
-    """Master -> launcher: keep; launcher -> every new master, before Proceed: a reload that has not ended."""
+    """Master -> launcher: keep; launcher -> every new master, before Proceed: a reload that has not ended.
+
+    Launcher -> master, at any time: one that the operator wants (HUP).
+    """
 
     tokens: tuple[str, ...]  # of those who asked; empty: it has ended
 
@@ -365,6 +383,6 @@ class Synced(Struct, frozen=True, array_like=True, tag="synced"):
 
 Control = (
     Boot | StartZygote | ZygoteUp | EndZygote | StartService | ServiceUp | Proceed | Died | Stop | Received | Running
-    | Failed | Size | Reload | Commit
+    | Failed | Size | ScaleBy | Settings | Reload | Commit
     | Imported | ImportFailed | Fork | Forked | ForkFailed | Sync | Synced
 )  # fmt: skip

@@ -9,7 +9,7 @@ from collections import deque
 from msgspec import Raw, msgpack
 
 from zcluster.core import fleet_events as f
-from zcluster.core.messages import Answer, Ask, Control, Size
+from zcluster.core.messages import Answer, Ask, Control, Received, Size
 from zcluster.core.verbs import NO_RELOAD, Unclear, question
 
 OPEN_MAX = 10_000  # as many as there may be peers; some 300 bytes each
@@ -51,15 +51,18 @@ class Questions:
         """The size has changed; the reply that comes next says for whom."""
         self._resize = command
 
-    def answer(self, reply: f.Reply) -> tuple[bytes, Answer, Size | None]:
+    def answer(self, reply: f.Reply) -> tuple[bytes, Answer, list[Control]]:
         """Where to send which answer (empty: nobody waits there any more), and what the launcher is told before."""
+        told: list[Control] = []
         answer = Answer(reply.asker[2], reply.error, Raw(msgpack.encode(reply.body)))
         self._remember(reply.asker, answer)
         size, self._resize = self._resize, None
-        told = None
         if size is not None:
             self._recent.append((*reply.asker, answer.body))
-            told = Size(size.slots, {slot: dict(env) for slot, env in size.env.items()}, tuple(self._recent))
+            env = {slot: dict(env) for slot, env in size.env.items()}
+            told.append(Size(size.slots, env, tuple(self._recent)))
+        if reply.asker[:2] == f.LAUNCHER:
+            told.append(Received(reply.asker[2]))
         return self._open.pop(reply.asker, b""), answer, told
 
     def recall(self, message: Control) -> None:
