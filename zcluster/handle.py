@@ -179,12 +179,18 @@ class Handle:
         return self._await(what, getattr(what, "__qualname__", repr(what)), timeout_s)
 
     def _await(self, condition: Callable[[], _T], description: str, timeout_s: float) -> _T:
-        self._news.wait_until(lambda: condition() or self._has_ended(), timeout_s)
-        value = condition()
-        if not value:
+        value: list[_T] = []  # of the evaluation that was true: the next one may not be
+
+        def is_over() -> object:
+            value[:] = [condition()]
+            return value[0] or self._has_ended()
+
+        self._news.wait_until(is_over, timeout_s)
+        value[0] = value[0] or condition()  # the end may have brought what was waited for
+        if not value[0]:
             ended = "the cluster has ended" if self._has_ended() else f"{timeout_s:g} s are over"
             raise ClusterError(f"waited for {description}, but {ended}")
-        return value
+        return value[0]
 
     # ---- messages --------------------------------------------------------------------------------------------------
     def broadcast(self, payload: Any) -> "dict[int, Delivery]":

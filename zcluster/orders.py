@@ -262,7 +262,7 @@ class Orders:
                 return
             if left_s <= 0:
                 raise ClusterError(f"waited for {description}, but {timeout_s:g} s are over")
-        if not condition():
+        if self._has_ended() and not condition():
             raise ClusterError(f"waited for {description}, but the cluster has ended")
 
 

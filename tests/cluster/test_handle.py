@@ -319,3 +319,10 @@ def test_a_forked_child_ends_nothing(talking):
         holder.join()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert get(cluster.url) == "ok"
+
+
+def test_what_was_true_once_is_enough(talking):
+    """`wait_for` returns the value of the evaluation that was true; it does not ask again."""
+    with talking as cluster:
+        answers = iter([0, 17, 0, 0])
+        assert cluster.wait_for(lambda: next(answers)) == 17
