@@ -1,6 +1,7 @@
 """Flags, variables and files: which one counts, where it came from, and how a wrong one is named."""
 
 import json
+import os
 
 import msgspec
 import pytest
@@ -353,3 +354,10 @@ def test_the_library_reads_nothing(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZCLUSTER_THREADS", "4")
     assert make_config(app="a:b").threads == 8
+
+
+def test_a_pipe_is_no_configuration_file(tmp_path, resolved):
+    """Whoever opened it would wait for a writer, and the launcher must not wait for anybody."""
+    os.mkfifo(tmp_path / "zcluster.toml")
+    with pytest.raises(ConfigError, match="zcluster.toml is a pipe; give a file"):
+        resolved()

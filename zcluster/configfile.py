@@ -57,6 +57,8 @@ def read_files(folder: Path, named: str = "") -> list[Setting]:
 def _read(path: Path, shown: str) -> str | None:
     """Return the text of a file, None when there is none."""
     try:
+        if path.is_fifo():  # the launcher, which must not wait for anybody, reads it too
+            raise ConfigError(f"{shown} is a pipe; give a file: it is read again at a reload")
         with path.open("rb") as file:
             data = file.read(FILE_MAX_BYTES + 1)
     except FileNotFoundError:
