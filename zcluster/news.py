@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from zcluster.callbacks import Callback, Callbacks, Letter, Listener, call
+from zcluster.core.mail import worker_id
 from zcluster.core.messages import Snapshot
 from zcluster.errors import ClusterError, PeerGone
 from zcluster.roster import STAGES, Happening, Owner, Roster, Worker
@@ -164,13 +165,13 @@ class News:
     def mail(self, sender: str, size_bytes: int, decode: Callable[[], Any]) -> None:
         """A message has come."""
         letter = Letter(decode, size_bytes)
-        id_ = sender.removeprefix("worker:")
+        id_ = worker_id(sender)
         with self.changed:
-            worker = self.roster.find(int(id_)) if id_ != sender else None
-            if id_ == sender or (worker is not None and worker.has_reached("online")):
+            worker = self.roster.find(id_) if id_ is not None else None
+            if id_ is None or (worker is not None and worker.has_reached("online")):
                 self._hand_over(worker, letter)
             else:
-                self._early.append((int(id_), letter))
+                self._early.append((id_, letter))
                 if len(self._early) > EARLY_MAX:
                     self._drop(self._early.popleft()[1], "messages of unknown workers")
             self.tell()
@@ -180,8 +181,8 @@ class News:
 
         For a thread that may wait. Raises `ClusterError` for what it raises, `PeerGone` when the handle is closed.
         """
-        id_ = sender.removeprefix("worker:")
-        worker = self.roster.find(int(id_)) if id_ != sender else None
+        id_ = worker_id(sender)
+        worker = self.roster.find(id_) if id_ is not None else None
         outcome: list[Any] = []
         listener, done = Listener(fn), threading.Event()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from zcluster.callbacks import Callback
+from zcluster.core.mail import worker_name
 from zcluster.core.messages import Snapshot
 from zcluster.errors import BusError, ClusterError, ReloadFailed
 from zcluster.follower import Follower, Refusal
@@ -193,7 +194,7 @@ class Orders:
             raise ClusterError("this handle was attached without messages; attach another one to send")
         if worker.is_dead():
             return self._mailbox.failed(f"worker {worker.id} has ended: {worker.reason or 'its exit was heard of'}")
-        return self._mailbox.send(f"worker:{worker.id}", payload)
+        return self._mailbox.send(worker_name(worker.id), payload)
 
     def send_to_all(self, payload: Any) -> "dict[int, Delivery]":
         """Send a message to each that is connected."""
@@ -214,7 +215,7 @@ class Orders:
                 log.info("worker %d was to be disconnected: %s", worker.id, answer)  # it may have died meanwhile
 
         self._when_received(
-            f"worker:{worker.id}", lambda: self._follower.ask_then("disconnect", {"worker": worker.id}, then)
+            worker_name(worker.id), lambda: self._follower.ask_then("disconnect", {"worker": worker.id}, then)
         )
 
     def await_worker(self, worker: Worker, what: str | Callable[[], object], timeout_s: float) -> None:

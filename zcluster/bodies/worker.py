@@ -27,7 +27,7 @@ from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.fleet_events import BOOT_FAILED_CODE, LANE_TAKEN_CODE
 from zcluster.core.joining import Joined
-from zcluster.core.mail import MEMBERS, TOPICS
+from zcluster.core.mail import MEMBERS, TOPICS, worker_name
 from zcluster.core.slow import SLOW_AFTER_S, SLOW_MAX, slow_requests
 from zcluster.errors import ClusterError
 from zcluster.http import AccessLog, Engine, Limits, behind_proxies
@@ -82,7 +82,7 @@ def main(birth: Birth) -> int:
         return LANE_TAKEN_CODE
     signals.reset_in_forks()
     ledger = _bind_ledger(birth, run_dir)
-    mailbox = current.mailbox = Mailbox(f"worker:{info.id}", current.subscriptions, _nobody)
+    mailbox = current.mailbox = Mailbox(worker_name(info.id), current.subscriptions, _nobody)
     try:
         app = load(birth.config.app) if birth.app is None else birth.app
         signals.rearm()

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from zcluster.bus.pool import Pool
-from zcluster.core.mail import PAYLOAD_MAX_BYTES, Mail
+from zcluster.core.mail import PAYLOAD_MAX_BYTES, Mail, worker_name
 from zcluster.core.post import Post
 from zcluster.core.streams import Parcel
 from zcluster.errors import ClusterError, NoReply, PeerGone, RequestFailed, TooLarge
@@ -253,22 +253,22 @@ class Calls:
 
     def _find(self, post: Post, own: str, target: int | str) -> str:
         if isinstance(target, int) and not isinstance(target, bool):
-            name = f"worker:{target}"
+            name = worker_name(target)
             return "" if post.members is not None and post.is_there(name) is None else name
         if not isinstance(target, str) or len(target) > TARGET_MAX_CHARS:
             raise _no_target(target)
         if target == "any":
             ids = post.workers()
-            others = [id_ for id_ in ids if f"worker:{id_}" != own] or ids
+            others = [id_ for id_ in ids if worker_name(id_) != own] or ids
             self._turn += 1
-            return f"worker:{others[self._turn % len(others)]}" if others else ""
+            return worker_name(others[self._turn % len(others)]) if others else ""
         if target == "master-handle":
             handles = post.members.handles if post.members is not None else {}
             return next((name for name, owner in handles.items() if owner), next(iter(handles), ""))
         kind, _, rest = target.partition(":")
         if kind == "slot" and rest.isdecimal():
             ids = post.workers(slot=int(rest))
-            return f"worker:{max(ids)}" if ids else ""
+            return worker_name(max(ids)) if ids else ""
         if kind in ("worker", "handle") and rest:
             return target
         raise _no_target(target)

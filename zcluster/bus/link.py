@@ -251,11 +251,8 @@ class Link:
         configure(self._pub, hwm=PUB_HWM, cut_bytes=CTL_CUT_BYTES, linger_ms=0)
         configure(self._evt, hwm=EVT_HWM, cut_bytes=EVT_CUT_BYTES, linger_ms=0)
         self._ctl.set(zmq.ROUTING_ID, self._name)
-        for topic in (
-            *self._joining.topics,
-            TICK,
-            f"probe:{self._name.hex()}",
-        ):  # the probe last: it proves those before it
+        probe = f"probe:{self._name.hex()}"  # the last one: it proves those before it
+        for topic in (*self._joining.topics, TICK, probe):
             self._pub.set(zmq.SUBSCRIBE, subscription(topic))
         for socket in (self._ctl, self._evt):
             socket.set(zmq.IMMEDIATE, 1)  # without a connection a send fails, instead of queueing for later

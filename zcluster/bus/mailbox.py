@@ -22,7 +22,7 @@ from zcluster.bus.pool import Pool
 from zcluster.bus.reception import Deliver, Reception
 from zcluster.core.codec import MAX_TOPIC_BYTES
 from zcluster.core.joining import Joined, Refreshed
-from zcluster.core.mail import MASTER, TOPICS, Got, Kind, Mail, Members, Publication, Replayed
+from zcluster.core.mail import MASTER, TOPICS, Got, Kind, Mail, Members, Publication, Replayed, worker_name
 from zcluster.core.messages import Snapshot, Tick
 from zcluster.core.post import HANDLES, Post
 from zcluster.core.streams import Parcel
@@ -129,7 +129,7 @@ class Mailbox:
         asked: dict[int, tuple[int, Any]] = {}
         missing = {id_: "has not started yet, or is leaving" for id_ in there if id_ not in ids}
         for id_ in ids:
-            ref, call = self._calls.begin(f"worker:{id_}")
+            ref, call = self._calls.begin(worker_name(id_))
             try:
                 self._put(call.name, "request", body, ref=ref, topic=topic)
             except BusError as error:

@@ -14,7 +14,18 @@ from typing import Final
 from zcluster.bus.hub import Arrival, Hub
 from zcluster.bus.peers import Peers
 from zcluster.core.codec import MAX_TOPIC_BYTES
-from zcluster.core.mail import MASTER, MEMBERS, PIECE_BYTES, TOPICS, Got, Mail, Members, Missing, Publication
+from zcluster.core.mail import (
+    MASTER,
+    MEMBERS,
+    PIECE_BYTES,
+    TOPICS,
+    Got,
+    Mail,
+    Members,
+    Missing,
+    Publication,
+    worker_name,
+)
 from zcluster.core.messages import Hello
 from zcluster.core.streams import WINDOW_PIECES
 from zcluster.core.topics import Ring
@@ -59,7 +70,7 @@ class Relay:
         if peer.mailbox:  # a link has one name for life: whoever leaves takes all its names with it
             good = False
         elif peer.worker:
-            good = hello.mailbox == f"worker:{peer.worker}"
+            good = hello.mailbox == worker_name(peer.worker)
         else:
             good = hello.mailbox.startswith(f"handle:{hello.pid}-") and len(hello.mailbox) <= NAME_MAX_CHARS
             good = good and hello.role == "handle" and self._watch(hello)
@@ -102,7 +113,7 @@ class Relay:
 
     def exited(self, worker: int) -> None:
         """A worker is dead."""
-        self._forget(f"worker:{worker}")
+        self._forget(worker_name(worker))
 
     def _forget(self, mailbox: str) -> None:
         self._publishers.pop(mailbox, None)

@@ -22,6 +22,17 @@ PAYLOAD_MAX_BYTES: Final = (32 << 20) + 5  # 32 MiB of bytes or text, and what m
 Kind = Literal["message", "request", "reply", "failure", "publish"]
 
 
+def worker_name(id_: int) -> str:
+    """Return the name of a worker's mailbox."""
+    return f"worker:{id_}"
+
+
+def worker_id(name: str) -> int | None:
+    """Return the id of the worker whose mailbox this is; None when it is no worker's."""
+    kind, _, rest = name.partition(":")
+    return int(rest) if kind == "worker" and rest.isdecimal() else None
+
+
 class Mail(Struct, frozen=True, array_like=True, tag="mail"):
     """Peer -> master -> peer: one piece of the stream from `sender` to `to`."""
 

@@ -10,9 +10,10 @@ may be on its way from one master to the next: it is waited for. While there is 
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
-from zcluster.core.mail import MASTER, Got, Mail, Members
+from zcluster.core.mail import MASTER, Got, Mail, Members, worker_id
 from zcluster.core.outbox import QueueFull
 from zcluster.core.streams import Outgoing, Parcel
 from zcluster.errors import PeerGone
@@ -67,11 +68,11 @@ class Post:
             return True
         if self.members is None:
             return None
-        kind, _, rest = name.partition(":")
-        if kind == "worker" and rest.isdecimal():
-            if int(rest) in self.members.workers:
+        id_ = worker_id(name)
+        if id_ is not None:
+            if id_ in self.members.workers:
                 return True
-            return None if int(rest) >= self.members.next_id else False
+            return None if id_ >= self.members.next_id else False
         if name in self.members.handles:
             return True
         return False if name in self._gone else None
@@ -315,22 +316,13 @@ class Post:
 
 
 def _copy(parcel: Parcel, *, at: float = 0.0, ticket: int | None = None) -> Parcel:
-    return Parcel(
-        parcel.kind,
-        parcel.body,
-        parcel.ticket if ticket is None else ticket,
-        parcel.ref,
-        parcel.topic,
-        parcel.reliable,
-        parcel.serial,
-        at,
-    )
+    """The same message, not begun."""
+    return replace(parcel, at=at, began=0.0, ticket=parcel.ticket if ticket is None else ticket)
 
 
 def _arrived(name: str, before: Members, now: Members) -> bool:
     """Whether this receiver was not there, or not ready, and is now."""
-    kind, _, rest = name.partition(":")
-    if kind == "worker" and rest.isdecimal():
-        id_ = int(rest)
+    id_ = worker_id(name)
+    if id_ is not None:
         return now.workers.get(id_, (0, False))[1] and not before.workers.get(id_, (0, False))[1]
     return name in now.handles and name not in before.handles
