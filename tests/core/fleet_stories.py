@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet import Fleet
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.messages import Beat, WorkerInfo
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -33,7 +34,7 @@ class Story:
     """One fleet living through a history."""
 
     def __init__(self, **settings: float) -> None:
-        self.settings = f.FleetSettings(**{"workers": 2, **settings})
+        self.settings = FleetSettings(**{"workers": 2, **settings})
         self.fleet = Fleet(self.settings, epoch=1, next_worker_id=1, random=lambda: 0.0, strict=True)
         self.asked = 0  # questions: the n-th is answered as `reply n`
         self.known: dict[int, WorkerInfo] = {}  # as they were asked for

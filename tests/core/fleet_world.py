@@ -11,9 +11,10 @@ from random import Random
 
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet import Fleet
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.messages import WorkerInfo
 
-SETTINGS = f.FleetSettings(
+SETTINGS = FleetSettings(
     workers=3, boot_timeout_s=5.0, graceful_timeout_s=2.0, quick_timeout_s=0.5, hang_timeout_s=3.0, dump_grace_s=0.2,
     restart_cap_s=2.0, healthy_after_s=8.0, orphan_timeout_s=1.0, lanes=12,
 )  # fmt: skip

@@ -4,6 +4,7 @@ from fleet_stories import Story, worker
 
 from zcluster.config import Config
 from zcluster.core import fleet_events as f
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.messages import Beat, Event, SlowRequest
 from zcluster.core.snapshot import fleet_snapshot
 
@@ -77,6 +78,6 @@ def test_a_worker_before_its_first_second_is_not_older_than_nothing():
 def test_the_settings_come_from_the_options():
     """Every option the fleet knows by name is taken over; what is no option keeps its default."""
     config = Config("app:app", workers=5, hang_timeout_s=7.0, restart_limit=3)
-    settings = f.FleetSettings.of(config)
+    settings = FleetSettings.of(config)
     assert (settings.workers, settings.hang_timeout_s, settings.restart_limit) == (5, 7.0, 3)
-    assert settings.crash_loop_limit == f.FleetSettings(workers=5).crash_loop_limit
+    assert settings.crash_loop_limit == FleetSettings(workers=5).crash_loop_limit

@@ -6,6 +6,7 @@ from fleet_stories import Story
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet import Fleet
 from zcluster.core.fleet_roster import DEATHS_MAX
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.fleet_worker import (
     DEAD,
     STATES,
@@ -94,7 +95,7 @@ def test_death_ends_every_state_and_the_slot_is_filled(state):
 
 def test_outside_tests_an_illegal_event_is_logged_and_ignored():
     """One wrong message is no reason to end a cluster."""
-    fleet = Fleet(f.FleetSettings(workers=1), 1, 1, lambda: 0.0)
+    fleet = Fleet(FleetSettings(workers=1), 1, 1, lambda: 0.0)
     for event in (f.Started(), f.ZygoteUp(1), f.Imported(1)):
         fleet.step(event, 0.0)
     (command,) = fleet.step(f.Ready(1), 1.0)

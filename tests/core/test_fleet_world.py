@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet import Fleet
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.messages import WorkerInfo
 
 FAULTS = {
@@ -207,7 +208,7 @@ def obey_promises(commands, seen):
 @given(st.lists(st.tuples(ANY_EVENT, st.floats(0, 20)), max_size=40), st.booleans())
 def test_nonsense_is_survived(events, quick):
     """Events in an order that cannot be neither raise nor break an invariant, and a stop still ends the cluster."""
-    fleet = Fleet(f.FleetSettings(workers=2, lanes=6), 1, 1, lambda: 0.5)
+    fleet = Fleet(FleetSettings(workers=2, lanes=6), 1, 1, lambda: 0.5)
     seen = {"saved": 1, "last": 0, "open": set()}
     now = 0.0
     for event, pause_s in events:
@@ -235,7 +236,7 @@ def test_nonsense_is_survived(events, quick):
 @given(st.floats(0, 100), st.floats(0, 100))
 def test_waiting_for_a_deadline_reaches_it(begun, pause_s):
     """A sum of floats may be rounded down: a Ticked when `next_deadline` is over finds it over."""
-    fleet = Fleet(f.FleetSettings(workers=1), 1, 1, lambda: 0.5)
+    fleet = Fleet(FleetSettings(workers=1), 1, 1, lambda: 0.5)
     fleet.step(f.Started((WorkerInfo(1, 0, 0, 1, 101, 1, "ready"),)), begun)
     now = begun + pause_s
     fleet.step(f.Vanished(1), now)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zcluster.core.fleet_events import FleetSettings
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.policy import LANE_TRIES, Slot, pause_s
 
 SETTINGS = FleetSettings(workers=1)

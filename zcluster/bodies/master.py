@@ -26,6 +26,7 @@ from zcluster.config import Config
 from zcluster.core import fleet_events as f
 from zcluster.core import messages as m
 from zcluster.core.fleet import Fleet
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
 from zcluster.core.fleet_worker import ONLINE, READY
 from zcluster.core.mail import Got, Mail, Missing
@@ -87,7 +88,7 @@ class Master:
         self.ledger.epoch += 1  # before the sockets are bound: who hears us knows that the old one is gone
         self.ledger.master_pid, self.ledger.master_start = os.getpid(), process.start_time(os.getpid())
         self.hub = Hub(boot.run_dir, self.ledger.epoch)
-        self.fleet = Fleet(f.FleetSettings.of(config), self.ledger.epoch, max(1, self.ledger.next_worker_id), random)
+        self.fleet = Fleet(FleetSettings.of(config), self.ledger.epoch, max(1, self.ledger.next_worker_id), random)
         self.peers = Peers()
         self.relay = Relay(self.hub, self.peers)
         self.zygotes = Zygotes(self.hub.register, self.hub.unregister)
@@ -97,8 +98,7 @@ class Master:
         self.broadcast = Broadcast(self.hub)
         self.totals_dirty = True
         self.tick_due = self.beat_due = 0.0
-        self.proceeding = False
-        self.launcher_gone = False
+        self.proceeding = self.launcher_gone = False
         self.final: f.Finish | None = None
         for fd in (channel.fileno(), self.launcher_fd, signals.fileno()):
             self.hub.register(fd)
@@ -173,7 +173,7 @@ class Master:
                     self._step(f.Scale((*f.LAUNCHER, number), to, by, least=1))
                 case m.Settings(generation=generation, config=raw):
                     config = msgspec.msgpack.decode(raw, type=Config)
-                    self._step(f.Reconfigured(generation, f.FleetSettings.of(config)))
+                    self._step(f.Reconfigured(generation, FleetSettings.of(config)))
                     if generation == self.fleet.generation:  # committed; only now it is for those who outlive it
                         logging.getLogger("zcluster").setLevel(config.log_level.upper())
                 case m.Size() | m.Commit() | m.Reload() | m.Stop():

@@ -11,6 +11,7 @@ from msgspec import Struct
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet_health import Lags
 from zcluster.core.fleet_roster import Roster
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.fleet_worker import HOLDS_SLOT, READY, Worker
 from zcluster.core.fleet_zygote import ABSENT, Zygote
 from zcluster.core.fleet_zygote import READY as ZYGOTE_READY
@@ -44,7 +45,7 @@ class Reloading:
         self.rolled: set[int] = set()  # slots that are the candidate's, whatever becomes of their workers
         self.failed_forks = 0
         self.retry_at = 0.0  # no lane was free
-        self.before: f.FleetSettings | None = None  # the settings, when those of the candidate are others
+        self.before: FleetSettings | None = None  # the settings, when those of the candidate are others
         self.failure = ""  # why the candidate is not taken; once this is said, all are to be as before
         self.deadline: float | None = None  # of the way back, which has begun
 
@@ -54,7 +55,7 @@ class Base:
 
     def __init__(
         self,
-        settings: f.FleetSettings,
+        settings: FleetSettings,
         epoch: int,
         next_worker_id: int,
         random: Callable[[], float],

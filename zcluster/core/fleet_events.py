@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from zcluster.core.fleet_settings import FleetSettings as FleetSettings
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.messages import Beat, WorkerInfo
 
 BOOT_FAILED_CODE = 3  # a worker that cannot load the application ends with it (errors.AppError)

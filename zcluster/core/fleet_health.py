@@ -17,7 +17,8 @@ larger limit would only kill later; a much smaller one would take a stall of the
 from collections import deque
 from enum import Enum
 
-from zcluster.core.fleet_events import FleetSettings, LaneAges
+from zcluster.core.fleet_events import LaneAges
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.fleet_worker import Worker
 
 # Lags remembered. Each is longer than a heartbeat and they matter for one hang timeout: 30 at most with the defaults.

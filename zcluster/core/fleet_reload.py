@@ -27,6 +27,7 @@ from zcluster.core.fleet_acts import NO_LANE_RETRY_S
 from zcluster.core.fleet_base import Reloading
 from zcluster.core.fleet_deaths import status_text
 from zcluster.core.fleet_roster import PER_SLOT_MAX
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.fleet_size import Sizes
 from zcluster.core.fleet_worker import ASKED, HOLDS_SLOT, READY, STARTING, Worker
 from zcluster.core.fleet_zygote import ABSENT, Zygote
@@ -128,14 +129,14 @@ class Reloads(Sizes):
         if asker is not None and asker not in waiting:
             waiting.append(asker)
 
-    def reconfigure(self, generation: int, settings: f.FleetSettings) -> None:
+    def reconfigure(self, generation: int, settings: FleetSettings) -> None:
         """The candidate's settings hold while it is introduced: its code may be what needs a longer timeout."""
         reloading = self.reloading
         if reloading is not None and not reloading.failure and reloading.zygote.generation == generation:
             reloading.before = reloading.before or self.settings
             self._use(settings)
 
-    def _use(self, settings: f.FleetSettings) -> None:
+    def _use(self, settings: FleetSettings) -> None:
         self.settings = settings
         for zygote in self.zygotes():
             zygote.settings = settings

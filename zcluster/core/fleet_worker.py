@@ -20,7 +20,7 @@ state; what does not stand there cannot happen and is a bug of ours.
 
 from typing import Final
 
-from zcluster.core.fleet_events import FleetSettings
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.messages import Beat, WorkerInfo
 
 ASKED, FORKED, ONLINE, READY = "asked", "forked", "online", "ready"

@@ -16,7 +16,8 @@ transition for it.
 from collections.abc import Callable
 from typing import Final
 
-from zcluster.core.fleet_events import DumpZygote, FleetCommand, FleetSettings, KillZygote, StartZygote
+from zcluster.core.fleet_events import DumpZygote, FleetCommand, KillZygote, StartZygote
+from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.policy import pause_s
 
 ABSENT, ASKED, IMPORTING, SYNCING, READY, ENDING = "absent", "asked", "importing", "syncing", "ready", "ending"

@@ -20,7 +20,7 @@ then; we only pause, so the default is laxer: more than 10 crashes, each within 
 from collections import deque
 from collections.abc import Callable
 
-from zcluster.core.fleet_events import FleetSettings
+from zcluster.core.fleet_settings import FleetSettings
 
 # A lane whose lock turns out to be held is nobody's failure and the next lane is tried at once; but a program that
 # happens to exit with that code must not be forked without end.
