@@ -16,6 +16,7 @@ class Load:
 
     address: tuple[str, int]
     clients: int = 4
+    pause_s: float = 0.003  # between two requests of a client: more load only heats the machine
     path: str = "/"
     parse: Callable[[bytes], int] = int  # of a response's body: the total in it
     attempted: int = 0
@@ -47,7 +48,7 @@ class Load:
     def _client(self) -> None:
         connection: http.client.HTTPConnection | None = None
         last = 0
-        while not self._stop.is_set():
+        while not self._stop.wait(self.pause_s):
             if connection is None:
                 connection = http.client.HTTPConnection(*self.address, timeout=15)
                 try:
@@ -56,7 +57,6 @@ class Load:
                     with self._lock:
                         self.refused += 1
                     connection = None
-                    self._stop.wait(0.005)  # there is nobody to load, and others need the machine
                     continue
             with self._lock:
                 self.attempted += 1

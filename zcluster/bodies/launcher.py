@@ -21,6 +21,7 @@ import msgspec
 from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.kept import Kept
+from zcluster.core.masterwatch import CHECK_S, MasterWatch
 from zcluster.errors import AppError, BusError, ClusterError, ConfigError, RestartLimitReached, SpawnError
 from zcluster.resolution import Sources
 from zcluster.unix import process
@@ -37,9 +38,6 @@ from zcluster.unix.strays import Strays
 log = logging.getLogger("zcluster.launcher")
 
 FINAL_CODES = frozenset({0, 2, 3, 4, 5})  # a master that ends with one of these is not restarted
-MASTER_PAUSE_S, MASTER_PAUSE_MAX_S = 0.1, 5.0  # before a restart; "for ever", so the cap is low
-MASTER_SETTLED_S = 5.0  # a master that lived this long starts the pauses anew
-CHECK_S = 1.0  # how often the master's tick is looked at
 LEAVE_S = 5.0  # zygotes (also when they are replaced) and services at the end; the writer needs a disk's time
 OVERRUN_S = 10.0  # beyond the drain deadline of a stop: a new master's start, a dump; then the launcher kills
 
@@ -116,12 +114,8 @@ class Launcher:
     stop_deadline: float = float("inf")
     final: int | None = None
     failure: str = ""
-    crashes: int = 0  # of masters in a row
     started: bool = False  # a master was
-    master_due: float = 0.0
-    tick_seen: int = 0
-    tick_stale_s: float = 0.0
-    checked: float = 0.0
+    watch: MasterWatch = field(default_factory=MasterWatch)
     has_terminal: bool = field(default_factory=has_terminal)
 
     def run(self) -> int:
@@ -145,7 +139,7 @@ class Launcher:
         if self.kept.stop is not None and not self.started:
             self.final = 0  # stopped before anything was started
             return
-        if self.master is None and now >= self.master_due:
+        if self.master is None and now >= self.watch.due:
             self._start_master(now)
         self._wait(now)
         now = time.monotonic()
@@ -169,9 +163,9 @@ class Launcher:
         if self.master is not None and not self.master.channel.closed:
             channel = self.master.channel
             poller.register(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.backlog else 0))
-        due = min(self.checked + CHECK_S, self.stop_deadline)
+        due = min(self.watch.checked + CHECK_S, self.stop_deadline)
         if self.master is None:
-            due = min(due, self.master_due)
+            due = min(due, self.watch.due)
         ready = dict(poller.poll(max(0.0, due - now) * 1000 + 1))
         if self.master is not None:
             self.master.channel.flush()
@@ -243,18 +237,13 @@ class Launcher:
         assert self.master is not None
         self._hear_master(now)  # its last words
         self.master.channel.close()
-        settled = now - self.master.since >= MASTER_SETTLED_S
-        self.master = None
+        since, self.master = self.master.since, None
         if death.code in FINAL_CODES:
             self.final = death.code
             return
-        self.crashes = 0 if settled else min(self.crashes + 1, 10)
-        pause = min(MASTER_PAUSE_S * 2**self.crashes, MASTER_PAUSE_MAX_S)
-        if self.kept.stop is not None:  # the operator waits for the end, and only a master can drain
-            pause = MASTER_PAUSE_S
-        self.master_due = now + pause
+        pause_s = self.watch.died(since, now, stopping=self.kept.stop is not None)
         how = f"exit code {death.code}" if death.signal is None else name_of(death.signal)
-        log.error("Master %d died. %s; workers go on serving, a new master starts in %.1f s", death.pid, how, pause)
+        log.error("Master %d died. %s; workers go on serving, a new master starts in %.1f s", death.pid, how, pause_s)
 
     def _hear_master(self, now: float) -> None:
         assert self.master is not None
@@ -312,12 +301,10 @@ class Launcher:
             kind = "" if self.zygote_main is None else m.IN_MEMORY
             self.master = exec_child("master", self.site.rundir.name, self._boot(kind=kind), (), now)
         except SpawnError as error:
-            self.crashes = min(self.crashes + 1, 10)
-            self.master_due = now + min(MASTER_PAUSE_S * 2**self.crashes, MASTER_PAUSE_MAX_S)
-            log.error("%s; trying again in %.1f s", error, self.master_due - now)
+            log.error("%s; trying again in %.1f s", error, self.watch.failed(now))
             return
         self.started = True
-        self.tick_stale_s = 0.0
+        self.watch.begun()
         for generation, zygote in self.brood.zygotes.items():
             self._tell_zygote(generation, zygote)
         for kind, service in self.brood.services.items():
@@ -358,19 +345,13 @@ class Launcher:
     # ---- watching and ending ---------------------------------------------------------------------------------------
     def _check_master(self, now: float) -> None:
         """Kill a master whose tick stands still. Time in which we did not run ourselves does not count against it."""
-        if now - self.checked < CHECK_S:
+        if not self.watch.is_due(now):
             return
-        attended_s = min(now - self.checked, 2 * CHECK_S)
-        self.checked = now
         self.brood.hurry(now)
-        if self.master is None:
-            return
-        tick = self.site.ledger.ledger.master_tick_ns
-        self.tick_stale_s = 0.0 if tick != self.tick_seen else self.tick_stale_s + attended_s
-        self.tick_seen = tick
-        if self.tick_stale_s > self.site.config.master_timeout_s:
-            self._kill_master(self.master, f" has not run for {self.tick_stale_s:.0f} s")
-            self.tick_stale_s = 0.0
+        stale_s = self.watch.look(None if self.master is None else self.site.ledger.ledger.master_tick_ns, now)
+        if self.master is not None and stale_s > self.site.config.master_timeout_s:
+            self._kill_master(self.master, f" has not run for {stale_s:.0f} s")
+            self.watch.begun()
 
     def _end_the_rest(self) -> None:
         """Zygotes and services leave, then whatever is still there is killed; sockets and files go last."""

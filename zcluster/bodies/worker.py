@@ -23,6 +23,7 @@ from typing import Any
 from zcluster import current
 from zcluster.bus.link import Link
 from zcluster.bus.mailbox import Mailbox
+from zcluster.bus.teller import Teller
 from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.fleet_events import BOOT_FAILED_CODE, LANE_TAKEN_CODE
@@ -45,11 +46,6 @@ from zcluster.unix.state import poke
 
 log = logging.getLogger("zcluster.worker")
 
-# Increments are told at once, then not before FLUSH_S later; while they keep coming the pause doubles up to
-# FLUSH_MAX_S, the period at which the master publishes totals anyway. Every flush takes the GIL from the app a dozen
-# times (each call into libzmq gives it back). Measured at 18,000 requests/s: 100 flushes a second cost 7 us a
-# request, 20 a second 4 us.
-FLUSH_S, FLUSH_MAX_S = 0.01, 0.05
 PAGE_BYTES = resource.getpagesize()
 # Descriptors that connections must leave free: ours and libzmq's are some 30 (new ones are opened before the old are
 # closed when a master is replaced), the rest is for what the app opens in a request.
@@ -149,9 +145,7 @@ class Worker:
         self.leaving: m.Leaving | None = None
         self.leave_by = float("inf")  # then the master kills us
         self.launcher_gone = False
-        self.flush_due, self.flush_pause_s = 0.0, FLUSH_S
-        self.dirty = False  # a counter changed
-        self.cooling = False  # increments were told just now: changes need not wake us, we look at `flush_due` anyway
+        self.teller = Teller(self.info.id, self.info.lane, self._wake)
         self.tick_due = self.beat_due = 0.0
         topics = (m.TOTALS, MEMBERS, TOPICS) if current.subscriptions.has_topics() else (m.TOTALS, MEMBERS)
         self.link = Link(birth.boot.run_dir, self._hello, topics=topics, heartbeat_s=config.heartbeat_s)
@@ -160,7 +154,7 @@ class Worker:
 
     def run(self) -> int:
         """Until the engine has drained."""
-        current.wake, current.poke, current.leave = self._on_change, self._poke, self._leave_for
+        current.wake, current.poke, current.leave = self.teller.change, self._poke, self._leave_for
         self.mailbox.attach(self._wake_for_mail, self._app_exits)
         current.at_unbind.append(self._forget_in_child)
         self.lane.state = "online"
@@ -179,8 +173,8 @@ class Worker:
         return self.code
 
     def _turn(self, now: float) -> None:
-        due = min(self.tick_due, self.beat_due, self.flush_due if self.dirty or self.cooling else self.beat_due)
-        delivered, ready = self.link.poll(max(0.0, min(due, self.mailbox.due) - now))
+        due = min(self.tick_due, self.beat_due, self.teller.due, self.mailbox.due)
+        delivered, ready = self.link.poll(max(0.0, due - now))
         self._ready_fds(ready)
         now = time.monotonic()
         for item in delivered:
@@ -209,12 +203,6 @@ class Worker:
             self.code = os.EX_SOFTWARE
         self.finished = True
         self._wake()
-
-    def _on_change(self) -> None:
-        # In this order, against the one in `_flush`: whoever comes second sees what the other did.
-        self.dirty = True
-        if not self.cooling:
-            self._wake()
 
     def _wake(self) -> None:
         os.eventfd_write(self.wake_fd, 1)
@@ -281,7 +269,7 @@ class Worker:
             self.link.send(self.leaving)
         elif not self.draining:
             self.link.send(m.Ready())
-        self.dirty = True
+        self.teller.dirty = True
 
     def _start_leaving(self, leaving: m.Leaving) -> None:
         self.leaving = leaving
@@ -320,8 +308,8 @@ class Worker:
             self.beat_due = now + self.config.heartbeat_s
             if self.link.joined:
                 self.link.send(self._beat(now))
-        if (self.dirty or self.cooling) and now >= self.flush_due:
-            self._flush(now)
+        if now >= self.teller.due:
+            self.teller.flush(self.link, now)
 
     def _beat(self, now: float) -> m.Beat:
         stats = self.engine.stats
@@ -338,19 +326,6 @@ class Worker:
             slow=slow_requests(stats.slow(now, SLOW_AFTER_S, SLOW_MAX)),
             refused=dict(stats.refused),
         )
-
-    def _flush(self, now: float) -> None:
-        """Tell the running totals of the cells that changed; what cannot leave now stays dirty."""
-        self.cooling = False
-        if not self.dirty or current.counting is None:
-            self.dirty, self.flush_pause_s = False, FLUSH_S
-            return
-        self.dirty, self.cooling, self.flush_due = False, True, now + self.flush_pause_s
-        self.flush_pause_s = min(2 * self.flush_pause_s, FLUSH_MAX_S)
-        cells = current.counting.take_dirty()
-        if cells and not self.link.push(m.Increments(self.info.id, self.info.lane, cells)):
-            current.counting.put_back(cells)
-            self.dirty = True
 
     def _finish_mail(self) -> None:
         """What was received is handled, the app's last functions run, and what was sent is received.
@@ -374,7 +349,7 @@ class Worker:
             self.thread.join()
         if self.access is not None:
             self.access.close()
-        self._flush(time.monotonic())
+        self.teller.flush(self.link, time.monotonic())
         current.mailbox = None
         self.mailbox.close("this worker has left the cluster", 0.0)
         self.link.close()

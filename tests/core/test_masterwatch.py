@@ -1,0 +1,34 @@
+"""When the next master is started, and when one is taken for hung."""
+
+from zcluster.core.masterwatch import PAUSE_MAX_S, PAUSE_S, SETTLED_S, MasterWatch
+
+
+def test_pauses_double_up_to_a_bound_and_begin_anew():
+    """Masters that die at once, then one that lived."""
+    watch = MasterWatch()
+    pauses = [watch.died(10.0, 10.1, stopping=False) for _ in range(20)]
+    assert pauses[:3] == [0.2, 0.4, 0.8]
+    assert pauses[-1] == PAUSE_MAX_S
+    assert watch.due == 10.1 + PAUSE_MAX_S
+    assert watch.died(10.0, 10.0 + SETTLED_S, stopping=False) == PAUSE_S
+
+
+def test_a_stop_does_not_wait():
+    """Only a master can drain; a machine that refuses is not asked that often, though."""
+    watch = MasterWatch()
+    for _ in range(20):
+        assert watch.died(10.0, 10.1, stopping=True) == PAUSE_S
+    assert watch.failed(11.0) == PAUSE_MAX_S
+
+
+def test_time_in_which_nobody_looked_does_not_count():
+    """A tick that stands still for 100 s, of which the launcher was stopped for all but a few."""
+    watch = MasterWatch()
+    watch.look(7, 0.0)
+    assert watch.look(7, 1.0) == 1.0
+    assert watch.look(7, 100.0) == 3.0
+    assert watch.look(8, 101.0) == 0.0
+    assert watch.look(8, 102.0) == 1.0
+    assert watch.look(None, 103.0) == 1.0  # nobody is judged while there is nobody
+    watch.begun()
+    assert watch.look(8, 104.0) == 1.0
