@@ -19,6 +19,7 @@ from zcluster.follower import Refusal
 from zcluster.parameters import SETTINGS, import_from, run_parameters, sources_of
 from zcluster.preview import check_command, config_command
 from zcluster.resolution import resolve
+from zcluster.stacks import dump_command
 from zcluster.unix.logs import complain
 
 NOT_DONE: Final = ReloadFailed.exit_code  # the cluster runs, and has not done what it was told
@@ -80,6 +81,7 @@ cli.add_command(
 )
 cli.add_command(config_command)
 cli.add_command(check_command)
+cli.add_command(dump_command)
 
 
 # ---- commands to a running cluster ---------------------------------------------------------------------------------

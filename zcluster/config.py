@@ -36,7 +36,7 @@ def _extra(flags: str | tuple[str, ...], metavar: str, env: str, fixed: str) -> 
     }
 
 
-def _seconds(flag: str, least_s: float, most_s: float, text: str, fixed: str = "") -> Meta:
+def _seconds(flag: str | tuple[str, ...], least_s: float, most_s: float, text: str, fixed: str = "") -> Meta:
     return Meta(description=text, ge=least_s, le=most_s, extra=_extra(flag, "SECONDS", "", fixed))
 
 
@@ -126,6 +126,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Node's; long enough for a page and its parts, short enough not to hoard connections
     keep_alive_s: Annotated[
         float, _seconds("--keep-alive", 0.01, 3600, "An idle connection waits this long for its next request.")
+    ] = 5.0
+    # off: what is too long only its operator knows; gunicorn's 30 s are written as --timeout 30
+    timeout_s: Annotated[
+        float,
+        _seconds(
+            ("--timeout", "-t"),
+            0,
+            86400,
+            "A request this long in the app, with nothing sent or received, is logged with its stack; 0: none.",
+        ),
+    ] = 0.0
+    # what was only slow ends soon after the limit; what hangs is not to hold a thread for much longer than that
+    timeout_grace_s: Annotated[
+        float,
+        _seconds("--timeout-grace", 0.01, 86400, "So long after --timeout the worker is replaced, start-first."),
     ] = 5.0
     # gunicorn's worker timeout; but here a slow request is no hang, only a loop that stands still
     hang_timeout_s: Annotated[

@@ -28,6 +28,7 @@ from zcluster.unix import process
 from zcluster.unix.brood import Brood
 from zcluster.unix.channel import Channel
 from zcluster.unix.configurations import Configurations
+from zcluster.unix.dumps import LOOK_AGAIN_S, Dumps, targets
 from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr, say
 from zcluster.unix.offspring import Child, exec_child, fork_child
 from zcluster.unix.process import BLOCKED, Death
@@ -110,6 +111,7 @@ class Launcher:
     brood: Brood = field(default_factory=Brood)
     strays: Strays = field(default_factory=Strays)
     kept: Kept = field(default_factory=Kept)
+    dumps: Dumps = field(default_factory=Dumps)
     told_to_stop: bool = False  # by a signal
     stop_deadline: float = float("inf")
     final: int | None = None
@@ -150,6 +152,8 @@ class Launcher:
         if self.master is not None:
             self._hear_master(now)
         self.strays.sweep(now)
+        for dump in self.dumps.collect(now):
+            log.warning("stacks of %s:\n%s", dump.target.label, dump.text)
         self._check_master(now)
         if now >= self.stop_deadline:
             log.error("the stop has taken too long; killing what is left")
@@ -166,6 +170,8 @@ class Launcher:
         due = min(self.watch.checked + CHECK_S, self.stop_deadline)
         if self.master is None:
             due = min(due, self.watch.due)
+        if self.dumps:
+            due = min(due, now + LOOK_AGAIN_S)
         ready = dict(poller.poll(max(0.0, due - now) * 1000 + 1))
         if self.master is not None:
             self.master.channel.flush()
@@ -184,6 +190,9 @@ class Launcher:
             self.told_to_stop = True
         elif number in (signal.SIGINT, signal.SIGQUIT):
             self._ask_to_stop(m.Stop(quick=True, why=name_of(number)), now)
+        elif number == signal.SIGUSR2:  # by ourselves: it works while the master is hung, or dead
+            log.info("SIGUSR2: the stacks of every worker and zygote are asked for")
+            self.dumps.begin(targets(self.site.path, self.site.ledger.ledger, self.site.locks), now)
         else:
             text, wish = self.kept.wish(name_of(number), can_reload=self.zygote_main is None)
             log.log(logging.INFO if wish else logging.WARNING, "%s: %s", name_of(number), text)

@@ -35,7 +35,7 @@ from zcluster.core.services import Services
 from zcluster.core.snapshot import fleet_snapshot, who_is_there
 from zcluster.core.verbs import VERBS
 from zcluster.errors import BusError
-from zcluster.unix import lanes, leash, process
+from zcluster.unix import lanes, leash, process, vitals
 from zcluster.unix.channel import Channel
 from zcluster.unix.ending import Ending
 from zcluster.unix.ledgerfile import open_ledger
@@ -329,11 +329,12 @@ class Master:
             self.tick_due = now + (ORPHAN_TICK_S if self.launcher_gone else self.config.ledger_tick_s)
             self.ledger.master_tick_ns = time.monotonic_ns()
             self.relay.changed = True  # a worker that was asked for and never came is announced to nobody
-            self._look_for_deaths()
+            for id_ in vitals.vanished(self.fleet.living()):
+                self._step(f.Vanished(id_))
             for kind in self.services.due(now) if self.proceeding else ():
                 self.channel.send(m.StartService(kind))
             if self.proceeding or self.launcher_gone:
-                self._step(f.Ticked(lanes.ages(self.ledger, self.fleet.living())))
+                self._step(vitals.ticked(self.ledger, self.fleet.living(), self.config.hang_timeout_s))
         if now >= self.beat_due:
             self.beat_due = now + self.config.heartbeat_s
             self.totals_dirty = True  # an event may have been lost: the ledger is looked at once a heartbeat anyway
@@ -341,12 +342,6 @@ class Master:
         if self.totals_dirty and now >= self.broadcast.due:
             self.totals_dirty = False
             self.broadcast.totals(self.ledger.totals(), now)
-
-    def _look_for_deaths(self) -> None:
-        """The launcher tells them, with their status; but it may have been stopped, or be dead."""
-        for worker in self.fleet.living():
-            if worker.pid and not process.is_alive(worker.pid, worker.start):
-                self._step(f.Vanished(worker.id))
 
     # ---- doing what the fleet decides ------------------------------------------------------------------------------
     def _step(self, event: f.FleetEvent) -> None:

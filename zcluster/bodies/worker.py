@@ -31,7 +31,7 @@ from zcluster.core.joining import Joined
 from zcluster.core.mail import MEMBERS, TOPICS, worker_name
 from zcluster.core.slow import SLOW_AFTER_S, SLOW_MAX, slow_requests
 from zcluster.errors import ClusterError
-from zcluster.http import AccessLog, Engine, Limits, behind_proxies
+from zcluster.http import AccessLog, Engine, Limits, Overdue, behind_proxies
 from zcluster.http.engine import TICK_S
 from zcluster.unix import leash, process, strays
 from zcluster.unix.application import load
@@ -133,6 +133,7 @@ class Worker:
             access=self.access,
             tls=birth.tls,
         )
+        self.overdue = Overdue(self.engine, config.timeout_s, config.timeout_grace_s, config.threads, log)
         self.main_thread = threading.get_ident()
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # Opened once: a heartbeat must not fail because clients, or the app, have taken all descriptors.
@@ -170,6 +171,8 @@ class Worker:
             raise
         self._leave()
         self.signals.ignore()
+        if self.thread.is_alive():  # in a request that was given up
+            process.leave_at_once(self.code)
         return self.code
 
     def _turn(self, now: float) -> None:
@@ -301,6 +304,10 @@ class Worker:
                 stats.connections,
                 stats.requests,
             )
+            self.overdue.look(now)
+            if self.draining and not self.finished and self.overdue.is_all_that_is_left():
+                self.overdue.cut()
+                self.finished = True
             if self.lane.reconnect != self.reconnect_seen:
                 self.reconnect_seen = self.lane.reconnect
                 self.link.reopen()
@@ -325,6 +332,8 @@ class Worker:
             loop_lag_s=max(0.0, now - stats.loop_tick) if self.serving and not stats.inflight else 0.0,
             slow=slow_requests(stats.slow(now, SLOW_AFTER_S, SLOW_MAX)),
             refused=dict(stats.refused),
+            stuck=self.overdue.stuck,
+            given_up=self.overdue.given_up,
         )
 
     def _finish_mail(self) -> None:
@@ -345,7 +354,7 @@ class Worker:
 
     def _leave(self) -> None:
         """The last words, then the sockets; the interpreter's exit does the rest."""
-        if self.serving:
+        if self.serving and not self.overdue.given_up:
             self.thread.join()
         if self.access is not None:
             self.access.close()

@@ -40,6 +40,7 @@ class WorkerInfo(Struct, frozen=True, array_like=True):
     signal: int | None = None
     reason: str = ""
     exited_after_disconnect: bool = False
+    note: str = ""  # what ails it, if that is known: see core/fleet_health
 
 
 class SlowRequest(Struct, frozen=True, array_like=True):
@@ -100,6 +101,8 @@ class Beat(Struct, frozen=True, array_like=True, tag="beat"):
     loop_lag_s: float
     slow: tuple[SlowRequest, ...] = ()  # the oldest requests in flight, oldest first; see core/slow
     refused: dict[str, int] = {}  # requests that the app never saw, by reason, since this worker started
+    stuck: int = 0  # requests that have been in the app for longer than --timeout; see core/stuck
+    given_up: int = 0  # of these, for longer than the grace as well
 
 
 class Leaving(Struct, frozen=True, array_like=True, tag="leaving"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zcluster.core import fleet_events as f
 from zcluster.unix import process
-from zcluster.unix.notes import read_note
+from zcluster.unix.notes import empty_note, read_note
 from zcluster.unix.zygotes import Zygotes
 
 log = logging.getLogger("zcluster.master")
@@ -28,7 +28,8 @@ class Ending:
         match command:
             case f.Terminate(pid=pid, start=start):
                 process.send_signal(pid, start, signal.SIGTERM)
-            case f.Dump(pid=pid, start=start):
+            case f.Dump(id=id_, pid=pid, start=start):
+                empty_note(self._run_dir / f"stacks-{id_}")  # of what an operator had asked for
                 process.send_signal(pid, start, signal.SIGCONT)  # a stopped process cannot write its stacks
                 process.send_signal(pid, start, process.DUMP_SIGNAL)
             case f.Kill(id=id_, pid=pid, start=start, reason=reason):
