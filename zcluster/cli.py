@@ -1,4 +1,4 @@
-"""The command line: `zcluster run`, `config`, `check`, `ps`, `counters`, `scale`, `reload`, `stop`.
+"""The command line: `zcluster run`, `config`, `check`, `ps`, `counters`, `scale`, `reload`, `stop`, `dump`.
 
 Invariant: every end of a command is an exit code of `errors` and, when it is not 0, one line on stderr that begins
 with "zcluster: error:". Only a bug of ours shows a traceback, and ends with 70.

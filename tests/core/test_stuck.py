@@ -9,7 +9,7 @@ def running(key=1, started=10.0, progress=0):
 
 def watch(until, request, *, limit_s=5.0, grace_s=2.0, since=10.0, step_s=0.25):
     """Look at the request that `request(now)` gives, four times a second; returns the watch and what it told when."""
-    found, told, now = StuckWatch(limit_s, grace_s), [], since
+    found, told, now = StuckWatch(limit_s, grace_s, step_s), [], since
     while now <= until:
         told += [(now, one) for one in found.look([request(now)], now)]
         now += step_s
@@ -69,6 +69,12 @@ def test_time_without_a_look_is_nobodys_fault():
     assert [one.idle_s for one in found.look([running()], 45.0)] == [5.0]
 
 
+def test_rare_looks_are_not_late_ones():
+    """With the longest period there is, a request is found as well."""
+    _, told = watch(60.0, lambda now: running(), step_s=10.0)
+    assert [now for now, _ in told] == [20.0]
+
+
 def test_another_request_in_the_same_place_is_another():
     """Python uses the number of an object again."""
     found, told = watch(16.0, lambda now: running())
@@ -78,7 +84,7 @@ def test_another_request_in_the_same_place_is_another():
 
 def test_the_longest_comes_first():
     """Several at once, each with its own story."""
-    found = StuckWatch(1.0, 5.0)
+    found = StuckWatch(1.0, 5.0, 0.25)
     told = found.look([running(1, 10.0), running(2, 4.0), running(3, 12.0)], 12.5)
     assert [one.request.key for one in told] == [2, 1]
     assert [one.request.key for one in found.given_up] == [2]

@@ -27,6 +27,10 @@ def told():
     log.removeHandler(records)
 
 
+def watching(rig, log, threads=4, grace_s=LIMIT_S):
+    return Overdue(rig.engine, threads, limit_s=LIMIT_S, grace_s=grace_s, period_s=LOOK_S, log=log)
+
+
 def look_until(overdue, condition, what):
     """Look every now and then, as a worker does, until it is so."""
 
@@ -54,7 +58,7 @@ def test_the_stack_is_that_of_the_request(threads, told):
 
     log, records = told
     with serve(get_stuck_here, threads=threads) as rig:
-        overdue = Overdue(rig.engine, LIMIT_S, LIMIT_S, threads, log)
+        overdue = watching(rig, log, threads)
         client = rig.client().send(get(b"/a%0Ab?secret"))
         look_until(overdue, lambda: overdue.stuck, "it is found stuck")
         if threads > 1:
@@ -91,7 +95,7 @@ def test_each_is_named_with_its_own_thread(told):
 
     log, records = told
     with serve(app, threads=4) as rig:
-        overdue = Overdue(rig.engine, LIMIT_S, DEADLINE_S, 4, log)
+        overdue = watching(rig, log, grace_s=DEADLINE_S)
         clients = [rig.client().send(get(path)) for path in (b"/first", b"/second")]
         there.wait(DEADLINE_S)
         look_until(overdue, lambda: overdue.stuck == 2, "both are found")
@@ -110,17 +114,17 @@ def test_a_client_that_does_not_read_is_not_a_stuck_application(told):
 
     def app(environ, start_response):
         start_response("200 OK", [])
-        for _ in range(64):
+        for _ in range(16):
             yield block
 
     log, records = told
     with serve(app, threads=4) as rig:
-        overdue = Overdue(rig.engine, LIMIT_S, LIMIT_S, 4, log)
+        overdue = watching(rig, log)
         client = rig.client().send(GET)
         begun = time.monotonic()
         look_until(overdue, lambda: time.monotonic() - begun > 3 * LIMIT_S, "time has passed")
         assert rig.stats.inflight == 1
-        assert len(client.receive().body) == 64 << 20
+        assert len(client.receive().body) == 16 << 20
     assert not records.lines
 
 
@@ -134,7 +138,7 @@ def test_a_client_that_does_not_send_is_not_a_stuck_application(told):
 
     log, records = told
     with serve(app, threads=4) as rig:
-        overdue = Overdue(rig.engine, LIMIT_S, LIMIT_S, 4, log)
+        overdue = watching(rig, log)
         size = 1 << 20
         client = rig.client().send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size)
         client.send(b"x" * (size // 2))
@@ -157,7 +161,7 @@ def test_what_is_left_in_a_drain(told):
 
     log, records = told
     with serve(app, threads=4) as rig:
-        overdue = Overdue(rig.engine, LIMIT_S, LIMIT_S, 4, log)
+        overdue = watching(rig, log)
         stuck = rig.client().send(get(b"/stuck"))
         look_until(overdue, lambda: overdue.given_up, "it is given up")
         late = rig.client().send(get(b"/late"))

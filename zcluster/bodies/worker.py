@@ -133,7 +133,14 @@ class Worker:
             access=self.access,
             tls=birth.tls,
         )
-        self.overdue = Overdue(self.engine, config.timeout_s, config.timeout_grace_s, config.threads, log)
+        self.overdue = Overdue(
+            self.engine,
+            config.threads,
+            limit_s=config.timeout_s,
+            grace_s=config.timeout_grace_s,
+            period_s=config.ledger_tick_s,
+            log=log,
+        )
         self.main_thread = threading.get_ident()
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # Opened once: a heartbeat must not fail because clients, or the app, have taken all descriptors.

@@ -17,7 +17,8 @@ from typing import Final
 
 from msgspec import Struct
 
-LATE_LOOK_S: Final = 1.0  # four ledger ticks of the default period; a busy machine lets nobody wait for so long
+LATE_LOOK_S: Final = 1.0  # a busy machine lets nobody wait for so long
+LATE_LOOKS: Final = 4  # where looks are rarer than four times a second
 
 
 class Running(Struct, frozen=True):
@@ -40,12 +41,13 @@ class Stuck(Struct, frozen=True):
 
 
 class StuckWatch:
-    """The requests of one worker. Not thread-safe; `limit_s` 0: none is ever stuck."""
+    """The requests of one worker, looked at every `period_s`. Not thread-safe; `limit_s` 0: none is ever stuck."""
 
-    def __init__(self, limit_s: float, grace_s: float) -> None:
+    def __init__(self, limit_s: float, grace_s: float, period_s: float) -> None:
         self.stuck: tuple[Stuck, ...] = ()  # by now, oldest first
         self.given_up: tuple[Stuck, ...] = ()  # those of them that have had the grace as well
         self._limit_s, self._grace_s = limit_s, grace_s
+        self._late_s = max(LATE_LOOK_S, LATE_LOOKS * period_s)
         self._seen: dict[tuple[int, float], tuple[float, int]] = {}  # since when, and at how many bytes
         self._told: set[tuple[int, float]] = set()
         self._looked: float | None = None
@@ -54,8 +56,8 @@ class StuckWatch:
         """Take note of what runs; returns what has gone over the limit, each request once in its life."""
         if not self._limit_s:
             return []
-        late_s = 0.0 if self._looked is None else now - self._looked
-        lag_s = late_s if late_s > LATE_LOOK_S else 0.0
+        passed_s = 0.0 if self._looked is None else now - self._looked
+        lag_s = passed_s if passed_s > self._late_s else 0.0
         self._looked = now
         seen, stuck = {}, []
         for request in running:

@@ -19,12 +19,14 @@ STACK_MAX_FRAMES: Final = 50  # the newest ones; a recursion's thousand would sa
 
 
 class Overdue:
-    """Used by one thread, which is not the engine's. `limit_s` 0: nothing is ever overdue."""
+    """Used by one thread, which is not the engine's and looks every `period_s`. `limit_s` 0: nothing is overdue."""
 
-    def __init__(self, engine: Engine, limit_s: float, grace_s: float, threads: int, log: logging.Logger) -> None:
+    def __init__(
+        self, engine: Engine, threads: int, *, limit_s: float, grace_s: float, period_s: float, log: logging.Logger
+    ) -> None:
         self._engine, self._threads, self._log = engine, threads, log
         self._limit_s = limit_s
-        self._watch = StuckWatch(limit_s, grace_s)
+        self._watch = StuckWatch(limit_s, grace_s, period_s)
 
     @property
     def stuck(self) -> int:

@@ -24,8 +24,8 @@ from zcluster.unix.locks import NAMES_BYTE, ZYGOTE_BASE, LockFile
 from zcluster.unix.notes import NOTE_MAX_CHARS
 
 LOOK_AGAIN_S: Final = 0.01  # a dump of ten threads takes less than a millisecond of the process's time
-# Then the process is not running at all, in the kernel or for want of a CPU: hung workers are given 0.5 s.
-LIMIT_S: Final = 2.0
+# Then the process is not running at all: on a busy machine it may wait a second or two for a CPU.
+LIMIT_S: Final = 5.0
 NOTE_MAX_BYTES: Final = 1 << 20  # a note that has grown to this begins anew: a hundred dumps on tmpfs are enough
 GENERATIONS_MAX: Final = NAMES_BYTE - ZYGOTE_BASE  # bytes of the lock file that belong to zygotes
 _BIT: Final = 1 << (process.DUMP_SIGNAL - 1)
