@@ -76,8 +76,7 @@ def test_stacks_of_one_that_hangs_in_c(cluster, seen):
         cluster.signal(signal.SIGUSR2)
         cluster.wait_log(r"stacks of zygote gen=1 pid=\d+:\n")
         label = f"worker[0] gen=1 id={victim.id} pid={victim.pid}"
-        said = cluster.wait_log(rf"stacks of {re.escape(label)}:\n([^\[]*)")[1]
-        assert "in hold_the_interpreter" in said, cluster.log
+        cluster.wait_log(rf"stacks of {re.escape(label)}:\n[^\[]*in hold_the_interpreter\n")
         kill(victim.pid, number=signal.SIGSTOP)
         out = cluster.command_line("dump", code=1).stdout
         assert f"{label}\nstopped (state T)" in out
