@@ -89,16 +89,24 @@ class Dump:
         if self.text is not None:
             return
         pid = self.target.pid
-        is_pending, blocked = _threads(pid)
-        written = "" if is_pending or blocked - self._blocked else _read(self.target.path, self._offset)
-        if written:
-            self.text, self.ok = written, True
+        if self._is_complete():
+            self.text, self.ok = _read(self.target.path, self._offset), True
         elif not process.is_alive(pid, self.target.start):
             self.text = "it has ended"
         elif now >= self._until:
             found = process.stat(pid)
             state = found.state if found is not None else "unknown"
             self.text = f"it did not show its stacks within {LIMIT_S:g} s: it does not run (state {state})"
+
+    def _is_complete(self) -> bool:
+        """Whether something was written, and the handler has returned.
+
+        In this order: between taking a signal and blocking it the kernel shows neither, but nothing is written yet.
+        """
+        if not _read(self.target.path, self._offset):
+            return False
+        is_pending, blocked = _threads(self.target.pid)
+        return not is_pending and blocked <= self._blocked
 
 
 class Dumps:
