@@ -210,10 +210,13 @@ class Master:
             log.warning("%s", loss)
             return
         worker = self.fleet.by_process(death.pid, death.start)
-        if worker is not None and death.code == f.BOOT_FAILED_CODE:
-            self._step(f.BootFailed(worker.id, read_note(Path(self.boot.run_dir) / f"boot-{worker.id}")))
         if worker is not None and worker.ready_at is None:
-            said = lanes.last_state(self.ledger, worker)
+            said, note = (
+                lanes.last_state(self.ledger, worker),
+                read_note(Path(self.boot.run_dir) / f"boot-{worker.id}"),
+            )
+            if note and (death.code == f.BOOT_FAILED_CODE or worker.doomed):
+                self._step(f.BootFailed(worker.id, note))
             if said == READY and worker.state == ONLINE:
                 self._step(f.Ready(worker.id))  # it served, and died before its Ready came here
             elif said is None and death.code == f.LANE_TAKEN_CODE:  # else the code is the app's
