@@ -25,14 +25,14 @@ OK: Final = 200
 
 
 class _Kept(logging.Handler):
-    """What the engine has to say of the app: with the failure when there is one, else where it always goes."""
+    """What the engine has to say of the app, which is never good: it belongs to the failure."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.records: list[logging.LogRecord] = []
+        self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
+        self.texts.append(self.format(record))
 
 
 class Probe:
@@ -50,7 +50,9 @@ class Probe:
         tls: bool,
     ) -> None:
         self.path = path
-        self.pending = f"the health check failed: GET {path} was not answered in the time there is to boot"
+        self.pending = (
+            f"the health check failed: GET {path} was not answered before the boot timeout; the log has its stack"
+        )
         self.begun = self.ended = False
         self.failure = ""
         self._kept = _Kept()
@@ -94,22 +96,19 @@ class Probe:
                     answer += part
         self._engine_thread.join()
         self.failure = self._judge(bytes(answer))
-        if not self.failure:
-            for record in self._kept.records:
-                logging.getLogger(record.name).handle(record)
         self.ended = True
         self._on_end()
 
     def _judge(self, answer: bytes) -> str:
         """What is wrong with the answer; empty when it is what was wanted."""
         head, _, body = answer.partition(b"\r\n\r\n")
-        version, _, status = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")
-        if status.partition(" ")[0] == str(OK):
+        status = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")[2]
+        is_ok = status.partition(" ")[0] == str(OK)
+        if is_ok and not self._kept.texts:
             return ""
-        what = f"was answered {status!r}" if version else "got no answer"
-        text = f"the health check failed: GET {self.path} (Host: localhost) {what}, and not {OK}"
-        if self._kept.records:
-            form = logging.Formatter()
-            return "\n".join([text, *(form.format(record) for record in self._kept.records)])
+        what = f"was answered {status!r}, {'but went wrong' if is_ok else f'not {OK}'}" if status else "got no answer"
+        text = f"the health check failed: GET {self.path} (Host: localhost) {what}"
+        if self._kept.texts:
+            return "\n".join([text, *self._kept.texts])
         said = body[: 4 * TOLD_CHARS].decode("utf-8", errors="replace")[:TOLD_CHARS].strip()
         return f"{text}: {said!r}" if said else text
