@@ -65,12 +65,7 @@ def check(config: "Config") -> None:
         raise ConfigError(
             f"option 'unix_mode' is {config.unix_mode!r:.200}, but should be octal, such as 0660", "unix_mode"
         )
-    if config.health_path and not _PATH.fullmatch(config.health_path):
-        raise ConfigError(
-            f"option 'health_path' is {config.health_path!r:.200}, but should be as it stands in a request: "
-            "a '/' and printable ASCII without blanks or '#', such as /health?deep=1",
-            "health_path",
-        )
+    _check_health_path(config.health_path)
     if config.keyfile and not config.certfile:
         raise ConfigError(
             "option 'keyfile' is given without 'certfile'; give the certificate too", "keyfile", "certfile"
@@ -95,6 +90,15 @@ def check(config: "Config") -> None:
                 field,
                 other,
             )
+
+
+def _check_health_path(path: str) -> None:
+    if path and not _PATH.fullmatch(path):
+        raise ConfigError(
+            f"option 'health_path' is {path!r:.200}, but should be as it stands in a request: "
+            "a '/' and printable ASCII without blanks or '#', such as /health?deep=1",
+            "health_path",
+        )
 
 
 def _is_utf8(text: str) -> bool:

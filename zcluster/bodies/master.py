@@ -41,7 +41,6 @@ from zcluster.unix.ending import Ending
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import MASTER_BYTE, LockFile
 from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr
-from zcluster.unix.notes import read_note
 from zcluster.unix.signals import HEARD, Signals
 from zcluster.unix.zygotes import Zygotes
 
@@ -211,10 +210,7 @@ class Master:
             return
         worker = self.fleet.by_process(death.pid, death.start)
         if worker is not None and worker.ready_at is None:
-            said, note = (
-                lanes.last_state(self.ledger, worker),
-                read_note(Path(self.boot.run_dir) / f"boot-{worker.id}"),
-            )
+            said, note = lanes.last_state(self.ledger, worker), self.ending.boot_note(worker.id)
             if note and (death.code == f.BOOT_FAILED_CODE or worker.doomed):
                 self._step(f.BootFailed(worker.id, note))
             if said == READY and worker.state == ONLINE:

@@ -19,6 +19,8 @@ from wsgiref.types import WSGIApplication
 from .engine import Engine
 from .limits import Limits
 
+log = logging.getLogger("zcluster.http")
+
 ANSWER_MAX_BYTES: Final = 1 << 20  # what is read of it; the app sees the client of a longer one go
 TOLD_CHARS: Final = 500  # of its body, for the operator: what is wrong stands in the first lines
 OK: Final = 200
@@ -58,11 +60,11 @@ class Probe:
         self._kept = _Kept()
         self._on_end = on_end
         self._sock, theirs = socket.socketpair()
-        log = logging.Logger("zcluster.http")  # the name, without the handlers
-        log.addHandler(self._kept)
+        kept = logging.Logger("zcluster.http")  # the name, without the handlers
+        kept.addHandler(self._kept)
         https = {"wsgi.url_scheme": "https", "HTTPS": "on", "SERVER_PORT": "443"} if tls else {}
         self.engine = Engine(
-            app, (), clients=(theirs,), limits=limits, on_exit=on_exit, log=log, environ=https, threads=threads
+            app, (), clients=(theirs,), limits=limits, on_exit=on_exit, log=kept, environ=https, threads=threads
         )
         self.engine.drain()
         # No daemons: threads that the app starts in this request inherit that, and would be cut off at the exit.
@@ -83,7 +85,7 @@ class Probe:
         try:
             self.engine.run()
         except BaseException:  # a bug of the engine; the other end sees the connection closed
-            logging.getLogger("zcluster.http").exception("the HTTP engine failed in the health check")
+            log.exception("the HTTP engine failed in the health check")
 
     def _check(self) -> None:
         with self._sock as sock:
