@@ -59,7 +59,7 @@ def test_nobody_serves_who_is_not_well(tmp_path):
         text = refused(it, "a")
         assert "GET /health (Host: localhost) was answered '500 Internal Server Error', not 200\n" in text
         assert text.endswith("RuntimeError: on fire")
-        (tmp_path / "zcluster.toml").write_text("boot-timeout = 4\n")  # of the candidate: its code may need another
+        (tmp_path / "zcluster.toml").write_text("boot-timeout = 5\n")  # of the candidate: its code may need another
         write(it, 3, sick(HANGS))
         assert "GET /health was not answered before the boot timeout; the log has its stack" in refused(it, "b")
         assert re.search(r"stacks of worker (.*\n)*  File .*served\.py\", line \d+ in health\n", it.cluster.log)

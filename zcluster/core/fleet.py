@@ -137,7 +137,7 @@ class Fleet(Reloads):
             case f.Leaving(_, reason):
                 self._leaving(worker, reason, now)
             case f.BootFailed(_, text):
-                if self.ran and text != self.boot_text and worker.generation == self.generation:
+                if (self.ran or self.has_adopted) and text != self.boot_text and worker.generation == self.generation:
                     self.say("error", f"{worker.label} could not start: {text}")
                 self.boot_text = worker.boot_text = text
             case f.LaneTaken():
@@ -208,7 +208,7 @@ class Fleet(Reloads):
         if self.zygote.started:
             raise IllegalTrigger("a master starts once")
         self.started = True
-        self.lags.since = now
+        self.lags.since, self.has_adopted = now, bool(event.adopted)
         self.roster.foreign |= event.foreign_lanes
         for info in sorted(event.adopted, key=lambda info: info.id):
             objection = self.roster.objection(info)

@@ -78,6 +78,7 @@ class Base:
         self.early: list[f.Question] = []  # asked before that
         self.ever_ready = False
         self.was_degraded = False  # when the fleet settled last
+        self.has_adopted = False  # workers of another master
         self.ran = False  # all were READY at once
         self.launcher_gone = False
         self.finished = False
@@ -154,7 +155,7 @@ class Base:
         """starting | running | degraded | stopping."""
         if self.stopping is not None or self.is_leaving:
             return "stopping"
-        if not self.ran:
+        if not self.ran and not (self.has_adopted and self.is_degraded()):
             return "starting"
         return "degraded" if self.is_degraded() else "running"
 
@@ -226,7 +227,7 @@ class Base:
 
     def note_lacks(self) -> None:
         """Say when the cluster becomes degraded, and when it is not any more."""
-        lacks = self._lacks() if self.ran else []
+        lacks = self._lacks() if self.ran or self.has_adopted else []
         if bool(lacks) == self.was_degraded:
             return
         self.was_degraded = bool(lacks)
