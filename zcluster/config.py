@@ -115,6 +115,19 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boot_timeout_s: Annotated[
         float, _seconds("--boot-timeout", 0.05, 86400, "A worker not ready this long after its order is killed.")
     ] = 60.0
+    # none: which path means anything, only the app knows
+    health_path: Annotated[
+        str,
+        _text(
+            "--health-path",
+            "A new worker serves when it has answered a GET on this path with 200; default: at once.",
+            "PATH",
+        ),
+    ] = ""
+    # none: it is for who has a load balancer in front that has to notice
+    drain_delay_s: Annotated[
+        float, _seconds("--drain-delay", 0, 3600, "A graceful stop begins this long after it was asked for.")
+    ] = 0.0
     # gunicorn's, and the grace period of Kubernetes
     graceful_timeout_s: Annotated[
         float, _seconds("--graceful-timeout", 0.01, 86400, "A draining worker is killed after this time.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_NAME_CHARS: Final = 40  # /dev/shm/zcluster-<uid>/<name>/<instance>/ctl has to fit into the 107 bytes of unix(7)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+_PATH = re.compile(r"/[!-\"$-~]*")
 _MODE = re.compile(r"0?o?[0-7]{3}")
 
 
@@ -64,6 +65,7 @@ def check(config: "Config") -> None:
         raise ConfigError(
             f"option 'unix_mode' is {config.unix_mode!r:.200}, but should be octal, such as 0660", "unix_mode"
         )
+    _check_health_path(config.health_path)
     if config.keyfile and not config.certfile:
         raise ConfigError(
             "option 'keyfile' is given without 'certfile'; give the certificate too", "keyfile", "certfile"
@@ -88,6 +90,15 @@ def check(config: "Config") -> None:
                 field,
                 other,
             )
+
+
+def _check_health_path(path: str) -> None:
+    if path and not _PATH.fullmatch(path):
+        raise ConfigError(
+            f"option 'health_path' is {path!r:.200}, but should be as it stands in a request: "
+            "a '/' and printable ASCII without blanks or '#', such as /health?deep=1",
+            "health_path",
+        )
 
 
 def _is_utf8(text: str) -> bool:

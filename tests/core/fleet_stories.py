@@ -101,7 +101,7 @@ class Story:
             "vanished": lambda: f.Vanished(int(plain[0])),
             "tick": lambda: f.Ticked(self._ages(plain), self._processes(plain)),
             "lagged": lambda: f.Lagged(float(plain[0])),
-            "stop": lambda: f.Stop("quick" in plain, "the operator said so"),
+            "stop": lambda: f.Stop("quick" in plain, "the operator said so", "delayed" in plain),
             "launcher-gone": lambda: f.LauncherGone(),
             "sized": lambda: f.Sized(tuple(int(slot) for slot in plain)),
             "committed": lambda: f.Committed(int(plain[0])),

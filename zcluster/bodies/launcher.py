@@ -113,10 +113,12 @@ class Launcher:
     kept: Kept = field(default_factory=Kept)
     dumps: Dumps = field(default_factory=Dumps)
     told_to_stop: bool = False  # by a signal
+    drain_at: float = float("inf")  # the delay before a graceful stop is over then
     stop_deadline: float = float("inf")
     final: int | None = None
     failure: str = ""
     started: bool = False  # a master was
+    served: bool = False  # all workers were ready
     watch: MasterWatch = field(default_factory=MasterWatch)
     has_terminal: bool = field(default_factory=has_terminal)
 
@@ -155,6 +157,8 @@ class Launcher:
         for dump in self.dumps.collect(now):
             log.warning("stacks of %s:\n%s", dump.target.label, dump.text)
         self._check_master(now)
+        if now >= self.drain_at:
+            self._stop(m.Stop(quick=False, why="--drain-delay is over"), now)
         if now >= self.stop_deadline:
             log.error("the stop has taken too long; killing what is left")
             self.final = 70
@@ -167,7 +171,7 @@ class Launcher:
         if self.master is not None and not self.master.channel.closed:
             channel = self.master.channel
             poller.register(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.backlog else 0))
-        due = min(self.watch.checked + CHECK_S, self.stop_deadline)
+        due = min(self.watch.checked + CHECK_S, self.drain_at, self.stop_deadline)
         if self.master is None:
             due = min(due, self.watch.due)
         if self.dumps:
@@ -203,8 +207,17 @@ class Launcher:
         """A first wish drains; a second *signal* hurries: an orchestrator's TERM after `zcluster stop` does not."""
         if self.kept.stop is not None and (self.kept.stop.quick or not wish.quick):
             return
+        delay_s = self.site.config.drain_delay_s
+        if wish.quick or not self.served or not delay_s:
+            self._stop(wish, now)
+            return
+        log.info("stopping in %g s (--drain-delay), serving until then: %s", delay_s, wish.why)
+        self.kept.stop, self.drain_at = m.Stop(quick=False, why=wish.why, delayed=True), now + delay_s
+        self._tell(self.kept.stop)
+
+    def _stop(self, wish: m.Stop, now: float) -> None:
         log.info("stopping%s: %s", " quickly" if wish.quick else "", wish.why)
-        self.kept.stop = wish
+        self.kept.stop, self.drain_at = wish, float("inf")
         config = self.site.config
         self.stop_deadline = now + (config.quick_timeout_s if wish.quick else config.graceful_timeout_s) + OVERRUN_S
         self._tell(wish)
@@ -250,7 +263,7 @@ class Launcher:
         if death.code in FINAL_CODES:
             self.final = death.code
             return
-        pause_s = self.watch.died(since, now, stopping=self.kept.stop is not None)
+        pause_s = self.watch.died(since, now, stopping=self.kept.is_stopping)
         how = f"exit code {death.code}" if death.signal is None else name_of(death.signal)
         log.error("Master %d died. %s; workers go on serving, a new master starts in %.1f s", death.pid, how, pause_s)
 
@@ -277,13 +290,14 @@ class Launcher:
             case m.EndZygote(generation=generation):
                 self.brood.let_go(generation, now + LEAVE_S)
             case m.StartZygote(generation=generation):
-                if self.kept.stop is None:
+                if not self.kept.is_stopping:
                     self._start_zygote(generation, now)
             case m.StartService(kind=kind):
                 self._start_service(kind, now)
             case m.Stop():
                 self._ask_to_stop(message, now)
             case m.Running(workers=workers):
+                self.served = True
                 if self.announce and self.master is not None:
                     self.announce = False  # once in a cluster's life; every master says it
                     say(f"zcluster: ready on {self.site.urls[0]} ({workers} workers, master {self.master.pid})")

@@ -41,7 +41,6 @@ from zcluster.unix.ending import Ending
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import MASTER_BYTE, LockFile
 from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr
-from zcluster.unix.notes import read_note
 from zcluster.unix.signals import HEARD, Signals
 from zcluster.unix.zygotes import Zygotes
 
@@ -210,10 +209,10 @@ class Master:
             log.warning("%s", loss)
             return
         worker = self.fleet.by_process(death.pid, death.start)
-        if worker is not None and death.code == f.BOOT_FAILED_CODE:
-            self._step(f.BootFailed(worker.id, read_note(Path(self.boot.run_dir) / f"boot-{worker.id}")))
         if worker is not None and worker.ready_at is None:
-            said = lanes.last_state(self.ledger, worker)
+            said, note = lanes.last_state(self.ledger, worker), self.ending.boot_note(worker.id)
+            if note and (death.code == f.BOOT_FAILED_CODE or worker.doomed):
+                self._step(f.BootFailed(worker.id, note))
             if said == READY and worker.state == ONLINE:
                 self._step(f.Ready(worker.id))  # it served, and died before its Ready came here
             elif said is None and death.code == f.LANE_TAKEN_CODE:  # else the code is the app's

@@ -110,6 +110,8 @@ class Fleet(Judges):
                 self._died(pid, start, code, signal, now)
             case f.Lagged(seconds):
                 self._lagged(seconds, now)
+            case f.Stop(delayed=True):
+                self.is_leaving = True
             case f.Stop(quick, why):
                 self._stop(why, now, quick=quick)
             case f.LauncherGone():
@@ -135,6 +137,8 @@ class Fleet(Judges):
             case f.Leaving(_, reason):
                 self._leaving(worker, reason, now)
             case f.BootFailed(_, text):
+                if (self.ran or self.has_adopted) and text != self.boot_text and worker.generation == self.generation:
+                    self.say("error", f"{worker.label} could not start: {text}")
                 self.boot_text = worker.boot_text = text
             case f.LaneTaken():
                 worker.lane_taken = True
@@ -164,6 +168,7 @@ class Fleet(Judges):
             if not self.ran and ready.issuperset(self.wanted):
                 self.ran = True
                 self.out += [f.Running(len(self.wanted)), f.Announce("running")]
+            self.note_lacks()
         self.check()
 
     def _recall_decision(self, event: f.Sized | f.Committed | f.Unfinished) -> None:
@@ -180,7 +185,7 @@ class Fleet(Judges):
 
     def _question(self, question: f.Question, now: float) -> None:
         """Whoever asks is answered: now, or (a reload) when it has ended."""
-        if self.stopping is not None:
+        if self.stopping is not None or self.is_leaving:
             self.out.append(f.Reply(question.asker, STOPPING_TEXT))
         elif not self.started:
             if len(self.early) >= EARLY_MAX:
@@ -203,7 +208,7 @@ class Fleet(Judges):
         if self.zygote.started:
             raise IllegalTrigger("a master starts once")
         self.started = True
-        self.lags.since = now
+        self.lags.since, self.has_adopted = now, bool(event.adopted)
         self.roster.foreign |= event.foreign_lanes
         for info in sorted(event.adopted, key=lambda info: info.id):
             objection = self.roster.objection(info)
@@ -311,6 +316,7 @@ class Fleet(Judges):
             worker.ready_at, worker.deadline = now, None
             self.slot(worker.slot).ready()
             self.ever_ready = True
+            self.boot_text = ""
             self.mark_rolled(worker)
             self.announce("listening", worker, now)
 

@@ -161,10 +161,11 @@ class Lagged(Struct, frozen=True):
 
 
 class Stop(Struct, frozen=True):
-    """End the cluster. A second, quick one tightens the deadline."""
+    """End the cluster. A second, quick one tightens the deadline. A delayed one only announces it."""
 
     quick: bool
     why: str = ""
+    delayed: bool = False
 
 
 class LauncherGone(Struct, frozen=True):

@@ -312,6 +312,7 @@ class Stop(Struct, frozen=True, array_like=True, tag="stop"):
 
     quick: bool
     why: str = ""
+    delayed: bool = False  # not yet: serve as before, until the same comes without it; but nobody's wishes any more
 
 
 class Received(Struct, frozen=True, array_like=True, tag="received"):

@@ -40,8 +40,8 @@ class Engine:
     called by the loop about five times a second while it comes round; `on_exit` once, with the exit code, when the
     application raised SystemExit in a request (the engine then drains by itself). `environ` is added to every
     request's. With `crowd` it shares new connections fairly with other engines; `access` is told of every request;
-    with `tls` it speaks TLS. `drain`, `close_listeners` and `stats` may be used from any thread, before, during and
-    after `run`.
+    with `tls` it speaks TLS. `clients` are connections that are open already. `drain`, `close_listeners` and `stats`
+    may be used from any thread, before, during and after `run`.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Engine:
         crowd: Crowd | None = None,
         access: Access | None = None,
         tls: ssl.SSLContext | None = None,
+        clients: Sequence[socket.socket] = (),
     ) -> None:
         limits = limits or Limits()
         self._crew = crew = Crew(threads, self._lead, "zcluster-http")
@@ -67,6 +68,7 @@ class Engine:
         self._log = log or logging.getLogger("zcluster.http")
         self._shared = Shared(app, limits, self._log, self._app_exits, crew, self.stats, crowd, access)
         self._door = Door(listeners, self._shared, tuple((environ or {}).items()), tls)
+        self._clients = clients
         self._next_look = 0.0
         self._stale = False  # when something is due, or whether the loop is over, has changed in this round
         self._quick_ordered = False
@@ -118,6 +120,8 @@ class Engine:
                 shared.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             epoll.register(shared.wake_fd, select.EPOLLIN)
             self._door.open()
+            for client in self._clients:
+                self._door.admit(client)
             if shared.draining:  # ordered before there was an eventfd to tell
                 self._obey()
             self._crew.run()

@@ -45,6 +45,10 @@ class Ending:
                 self._log_stacks(f"zygote gen={generation}", f"stacks-zygote-{generation}", reason)
                 self._zygotes.signal(generation, signal.SIGKILL)
 
+    def boot_note(self, id_: int) -> str:
+        """Why a worker could not start, in its own words; empty when it has left none."""
+        return read_note(self._run_dir / f"boot-{id_}")
+
     def forget_worker(self, id_: int) -> None:
         """It is dead, and what it had to say has been read."""
         for name in (f"stacks-{id_}", f"boot-{id_}"):
