@@ -9,9 +9,16 @@ import sys
 import pytest
 from ledger_support import in_child, reap, start
 
-from zcluster.unix.logs import LINE_MAX_BYTES, log_to_stderr, say
+from zcluster.config import make_config
+from zcluster.unix.loglines import LINE_MAX_BYTES
+from zcluster.unix.logs import begin, say
 
 LINE = re.compile(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\] (\w+) (.+) pid=(\d+): (.*)$", re.DOTALL)
+
+
+def log_as(who, level="info", run_dir=None, patience_s=5.0, **options):
+    """Begin the log of a process, configured like this."""
+    return begin(who, make_config(app="a:b", log_level=level, **options), run_dir, patience_s)
 
 
 def logged(body, tmp_path, who="master", level="info"):
@@ -20,7 +27,7 @@ def logged(body, tmp_path, who="master", level="info"):
 
     def run():
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-        log_to_stderr(who, level)
+        log_as(who, level)
         return body(logging.getLogger("zcluster.test")), os.getpid()
 
     _, pid = in_child(run)
@@ -73,7 +80,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path):
 
     def body(number):
         os.dup2(writer, 2)
-        log_to_stderr(f"worker {number}", "info")
+        log_as(f"worker {number}")
         for count in range(200):
             logging.getLogger("zcluster.test").info("%s %d", str(number) * 500, count)
 
@@ -93,7 +100,7 @@ def test_only_our_own_logger_is_configured(tmp_path):
     """The app's logging is its own: nothing at the root, nothing of ours propagates to it, and twice is once."""
 
     def body(log):
-        log_to_stderr("worker 2", "debug")
+        log_as("worker 2", "debug")
         log.debug("ours")
         logging.getLogger("shop").error("the app's")
         return len(logging.getLogger("zcluster").handlers), logging.getLogger("zcluster").propagate
@@ -111,7 +118,7 @@ def test_a_reader_that_has_gone_is_no_error():
         os.close(reader)
         if close:
             os.close(2)
-        log_to_stderr("launcher", "info")
+        log_as("launcher")
         logging.getLogger("zcluster.test").error("into the void")
         return "alive"
 
@@ -164,7 +171,7 @@ def test_a_reader_that_stopped_does_not_stop_us(tmp_path):
 
     def body():
         os.dup2(writer, 2)
-        log_to_stderr("master", "info", patience_s=0.05)
+        log_as("master", patience_s=0.05)
         log = logging.getLogger("zcluster.test")
         for count in range(3000):  # far more than a pipe holds
             log.info("%s %d", "x" * 100, count)
@@ -193,13 +200,12 @@ def test_the_last_room_in_a_pipe_stops_nobody():
 
     def body():
         os.dup2(writer, 2)
-        log_to_stderr("master", "info")
-        (handler,) = logging.getLogger("zcluster").handlers
-        handler._is_writable = lambda timeout_s: True  # what it saw a moment before the others wrote
+        log = log_as("master")
+        log.is_writable = lambda timeout_s=0.0: True  # what it saw a moment before the others wrote
         full = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK)
         os.write(full, bytes(1 << 20))  # as much as there is room for
         logging.getLogger("zcluster.test").error("x")
-        return handler._lost, os.get_blocking(2)
+        return log.lost, os.get_blocking(2)
 
     assert in_child(body) == (1, True)
     os.close(reader)

@@ -3,8 +3,7 @@
 Theory of operation. One loop, one thread, one place to wait. Everything that happens (a message, a death that the
 launcher reports, a zygote's answer, time) becomes one event for `core.fleet`, which answers with commands, performed
 here. It never imports the app, never forks, reaps nothing, and can be killed at any instruction: what the next master
-must know lies in the ledger (epoch, next id, owners of lanes), with the launcher (deaths, the wish to stop) and with
-the zygote (forks).
+must know lies in the ledger (epoch, next id, lanes), with the launcher (deaths, wishes) and with the zygote (forks).
 
 Invariant: nothing here waits for anybody. The loop comes round at least every ledger tick, and says so in the ledger.
 """
