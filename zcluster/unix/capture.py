@@ -57,6 +57,8 @@ class Pipes:
     def make(self, run_dir: Path, worker: int) -> None:
         """Make a worker's pipe; it has its name once it is held. The worker says what it means if it has none."""
         path = pipe_path(run_dir, worker)
+        if path.exists():  # asked for by a master that died, and again by the next
+            return
         draft = path.with_name(f"new-{worker}")
         try:
             os.mkfifo(draft, 0o600)

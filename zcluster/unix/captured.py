@@ -31,6 +31,7 @@ log = logging.getLogger("zcluster.output")
 LOOK_S: Final = 0.25  # between two looks for new pipes: their first line may come so late
 PARTIAL_LOOK_S: Final = 0.05  # between two looks whether the end of a line has come
 PARTIAL_S: Final = 5.0  # a prompt, or a line whose end was lost, is written after so long
+PARTIAL_DEAD_S: Final = 0.5  # when only descendants of its worker could write that end
 BATCH_BYTES: Final = 1 << 16  # of one worker, before the next one's turn
 PIECE_BYTES: Final = 3840  # of a line whose end is not in sight: with its prefix no longer than one of ours may be
 LEAVE_S: Final = 4.0  # of the 5 s that the launcher gives a service to leave
@@ -69,6 +70,7 @@ class Captured:
     def run(self, stop_fd: int) -> None:
         """Read until `stop_fd` is readable or closed, and then until all pipes are at their end, or for LEAVE_S."""
         leave_at = float("inf")
+        self._log.mend()
         while True:
             now = time.monotonic()
             is_leaving = leave_at < float("inf")
@@ -155,7 +157,9 @@ class Captured:
             return PIECE_BYTES, True
         if is_last or _has_hung_up(pipe.fd):
             return len(data), False
-        return (len(data), True) if now >= pipe.since + PARTIAL_S else (0, False)
+        # A pipe that was opened after its last writer had gone tells of no hang-up.
+        patience_s = PARTIAL_S if process.is_alive(pipe.pid, pipe.start) else PARTIAL_DEAD_S
+        return (len(data), True) if now >= pipe.since + patience_s else (0, False)
 
     def _write(self, pipe: _Pipe, data: bytes, *, goes_on: bool) -> None:
         if self._log.lost and self._log.is_writable():

@@ -39,8 +39,9 @@ class Journal:
     """The writing end; used by one thread at a time. Make a new one after a fork."""
 
     def __init__(self, run_dir: Path) -> None:
+        self.path = path_in(run_dir)
         try:
-            self.fd = os.open(path_in(run_dir), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self.fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
             self._identity = os.fstat(self.fd)
         except OSError:  # the run directory is gone, no descriptor is left: there are other places for our lines
             self.fd = -1

@@ -79,9 +79,14 @@ def _folded(text: str) -> Iterator[bytes]:
 
 
 def _split(line: bytes, most: int) -> Iterator[bytes]:
-    """Pieces of at most `most` bytes and the mark that there is more."""
-    for start in range(0, len(line) or 1, most):
-        yield line[start : start + most] + (CUT.encode() if len(line) > start + most else b"")
+    """Pieces of at most `most` bytes, and the mark that there is more; no character is cut."""
+    while len(line) > most:
+        end = most
+        while line[end] & 0xC0 == 0x80 and end > most - 3:  # UTF-8: it goes on here
+            end -= 1
+        yield line[:end] + CUT.encode()
+        line = line[end:]
+    yield line
 
 
 def _object(at: float, level: str, logger: str, who: str, pid: int, message: str, trace: str) -> bytes:
@@ -98,22 +103,34 @@ def _object(at: float, level: str, logger: str, who: str, pid: int, message: str
         **({"exc": trace} if trace else {}),
     }
     line = _encoded(said)
-    if len(line) > LINE_MAX_BYTES:
-        said["truncated"] = True
-        if trace:  # the end of a traceback says most, the beginning of a message
-            said["exc"] = trace[max(0, len(trace) - _room(said, "exc")) :]
-        if len(line := _encoded(said)) > LINE_MAX_BYTES:
-            said["message"] = message[: _room(said, "message")]
-            line = _encoded(said)
-    return line
+    if len(line) <= LINE_MAX_BYTES:
+        return line
+    shell = {**said, "truncated": True, "message": "", **({"exc": ""} if trace else {})}
+    room = LINE_MAX_BYTES - len(_encoded(shell))
+    # Of a message the beginning says most, of a traceback the end; a short one leaves its half to the other.
+    said["message"] = _fitting(message, room if not trace else room // 2)
+    room -= _length(said["message"])
+    if trace:
+        said["exc"] = _fitting(trace[::-1], room)[::-1]
+    return _encoded({**said, "truncated": True})
 
 
-def _room(said: dict[str, Any], name: str) -> int:
-    """How many characters of this value fit: each one that is left out saves a byte at least."""
-    return max(0, len(said[name]) - (len(_encoded(said)) - LINE_MAX_BYTES))
+def _fitting(text: str, room: int) -> str:
+    """So many of its first characters as have room."""
+    count = 0
+    for char in text:
+        room -= _length(char)
+        if room < 0:
+            break
+        count += 1
+    return text[:count]
 
 
-def _encoded(said: dict[str, Any]) -> bytes:
+def _length(text: str) -> int:
+    return len(_encoded(text)) - 3  # without the quotes and the newline
+
+
+def _encoded(said: dict[str, Any] | str) -> bytes:
     return json.dumps(said, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 

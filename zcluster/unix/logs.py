@@ -68,6 +68,13 @@ class Log:
             journal.write(whole)
         self._early.clear()
 
+    def mend(self) -> None:
+        """End the line inside which a process before us was killed: a write of many lines to a file can be cut."""
+        if self._path and _is_torn(self._path):
+            self._append(b"\n")
+        if self._journal is not None and _is_torn(self._journal.path):
+            self._journal.write(b"\n")
+
     def is_writable(self, timeout_s: float = 0.0) -> bool:
         """Can 4096 bytes be written without waiting? An error counts as yes: the write will tell."""
         poller = select.poll()
@@ -138,6 +145,19 @@ def _pieces(lines: Iterable[bytes]) -> Iterator[bytes]:
             piece = b""
         piece += line
     yield piece
+
+
+def _is_torn(path: str | Path) -> bool:
+    """Whether this is a file whose last line has no end."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        found = os.fstat(fd)
+        return stat.S_ISREG(found.st_mode) and os.pread(fd, 1, max(0, found.st_size - 1)) not in (b"", b"\n")
+    finally:
+        os.close(fd)
 
 
 def _original(stream: int) -> int:
