@@ -14,8 +14,10 @@ import fcntl
 import logging
 import os
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +29,7 @@ log = logging.getLogger("zcluster.launcher")
 # What may be printed while nobody reads, before print() waits; the most an unprivileged user may ask for.
 PIPE_BYTES: Final = 1 << 20
 PIPE_WAIT_S: Final = 1.0  # the launcher needs a millisecond; without it the output goes where ours goes
+BEGUN_MAX: Final = 8192  # characters of a line that one thread has begun; as many bytes as Python would gather
 _PIPE_POLL_S: Final = 0.002
 
 
@@ -98,9 +101,49 @@ def begin(run_dir: Path, worker: int, who: str) -> bool:
     os.close(pipe)
     current.streams = (kept[0], kept[1])
     current.fds += [held, *kept]
-    if hasattr(sys.stdout, "reconfigure"):  # Python gathers 8 KiB for a pipe: lines would come late, or never
-        sys.stdout.reconfigure(line_buffering=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # else the app has put something of its own there
+            stream.reconfigure(
+                line_buffering=True
+            )  # for a pipe Python gathers 8 KiB: lines would come late, or never
+            _WholeLines(stream)
     return True
+
+
+class _WholeLines:
+    """Has a stream take whole lines from each thread: print() gives it the text, the blanks and the newline one by one.
+
+    It stands in the place of two methods of the stream, so that it does not matter who has taken the stream where.
+    """
+
+    def __init__(self, stream: TextIOWrapper) -> None:
+        self._write, self._flush = stream.write, stream.flush
+        self._begun: dict[int, str] = {}  # by thread; each touches its own entry only
+        self._pid = os.getpid()
+        vars(stream).update(write=self.write, flush=self.flush)
+
+    def write(self, text: str, /) -> int:
+        """As the stream's own, but for the time at which it is seen."""
+        if not isinstance(text, str) or text.endswith("\n"):
+            begun = self._begun.pop(threading.get_ident(), "")
+            self._write(begun + text if begun else text)
+        else:
+            thread = threading.get_ident()
+            begun = self._begun[thread] = self._begun.get(thread, "") + text
+            if len(begun) >= BEGUN_MAX:
+                self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """What this thread has begun, and in the main thread what all have: nothing comes after its last flush."""
+        if os.getpid() != self._pid:  # in a child: what other threads had begun is their process's
+            own = self._begun.pop(threading.get_ident(), "")
+            self._begun, self._pid = {threading.get_ident(): own}, os.getpid()
+        is_main = threading.current_thread() is threading.main_thread()
+        for thread in list(self._begun) if is_main else [threading.get_ident()]:
+            if begun := self._begun.pop(thread, ""):
+                self._write(begun)
+        self._flush()
 
 
 def end() -> None:
