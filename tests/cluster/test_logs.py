@@ -18,6 +18,7 @@ from harness import ZCLUSTER, Running, wait_for
 from zcluster.cli import main
 
 PRINTED = re.compile(r"^\[.{23}\] OUTPUT worker\[(\d+)\] gen=(\d+) id=(\d+) pid=(\d+): (.*)$", re.MULTILINE)
+NUMBERED = r"[ab]-\d*( \d*)?$"  # the end of a line may be missing, once, where a service was killed; it comes again
 EVENT = re.compile(
     r"^\[.{23}\] [A-Z]+ (worker\[\d+\] gen=\d+ id=\d+|zygote gen=\d+|master|launcher|output) pid=\d+: "
 )
@@ -91,26 +92,34 @@ def test_what_workers_print(cluster):
 
 def test_a_service_that_is_killed(cluster):
     """While workers print: no request fails, every line is in the log, another service goes on."""
-    answers = []
+    answers, enough = [], threading.Event()
 
     def client(name):
-        for number in range(20):
-            pid = cluster.get(f"/many?text={name}-{number}&count=50")
-            answers.extend((int(pid), f"{name}-{number} {line}") for line in range(50))
+        number = 0
+        while not enough.is_set():
+            number += 1
+            pid = cluster.get(f"/many?text={name}-{number}&count=20")
+            answers.extend((int(pid), f"{name}-{number} {line}") for line in range(20))
 
     clients = [threading.Thread(target=client, args=(name,)) for name in ("a", "b")]
     for thread in clients:
         thread.start()
-    for _ in range(2):
-        wait_for(lambda seen=cluster.text: cluster.text != seen, what="the service writes")
-        service = cluster.service()
-        kill(service)
+    service = 0
+    try:
+        for _ in range(2):
+            service = cluster.service(without=service)
+            size = len(cluster.text)
+            wait_for(lambda least=size: len(cluster.text) > least, what="the service writes")
+            kill(service)
         cluster.service(without=service)
-    for thread in clients:
-        thread.join()
-    assert len(answers) == 2000
-    printed = wait_for(lambda: set(answers) <= set(cluster.printed()) and cluster.printed(), what="all of it")
-    assert {text for _pid, text in printed if text.startswith(("a-", "b-"))} == {text for _pid, text in answers}
+    finally:
+        enough.set()
+        for thread in clients:
+            thread.join()
+    assert answers
+    wait_for(lambda: set(answers) <= set(cluster.printed()), what="all that was printed")
+    mixed = [text for _pid, text in cluster.printed() if text[:2] in ("a-", "b-") and not re.match(NUMBERED, text)]
+    assert not mixed
 
 
 def test_the_last_words_of_a_worker(cluster):

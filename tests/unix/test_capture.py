@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,36 @@ def test_children_of_a_worker_are_read_to_their_end(site):
     assert reap(service) == 0
     for fd in (go_r, go_w, born_r, born_w):
         os.close(fd)
+
+
+def test_threads_print_whole_lines(site):
+    """print() gives text and newline one by one; what four threads print at once is whole lines all the same."""
+
+    def say(name):
+        for number in range(500):
+            print(name, number, name)
+
+    def body():
+        sys.setswitchinterval(1e-6)
+        sys.stdout = os.fdopen(1, "w", closefd=False)  # as in a process that is no test
+        site.let_go()
+        assert capture.begin(site.run_dir, 1, "worker[1] gen=1 id=1")
+        threads = [threading.Thread(target=say, args=(name,)) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print("without an end", end="", flush=True)
+
+    site.pipes.make(site.run_dir, 1)
+    worker = site._start(body)
+    site.serve()
+    assert reap(worker) == 0
+    until(lambda: not pipe_path(site.run_dir, 1).exists(), "all has been read")
+    texts = [text.removesuffix(" ...") for text in site.texts()]
+    assert sorted(texts) == sorted(
+        [f"{name} {number} {name}" for name in "abcd" for number in range(500)] + ["without an end"]
+    )
 
 
 def test_lines_that_are_too_long(site):

@@ -111,7 +111,7 @@ def begin(run_dir: Path, worker: int, who: str) -> bool:
 
 
 class _WholeLines:
-    """Has a stream take whole lines from each thread: print() gives it the text, the blanks and the newline one by one.
+    """Has a stream take whole lines from each thread: print() gives it text, blanks and newline one by one.
 
     It stands in the place of two methods of the stream, so that it does not matter who has taken the stream where.
     """
