@@ -16,6 +16,7 @@ import click
 
 from zcluster.errors import BusError, ClusterError, ReloadFailed, SpawnError
 from zcluster.follower import Refusal
+from zcluster.logview import logs_command
 from zcluster.parameters import SETTINGS, import_from, run_parameters, sources_of
 from zcluster.preview import check_command, config_command
 from zcluster.resolution import resolve
@@ -82,6 +83,7 @@ cli.add_command(
 cli.add_command(config_command)
 cli.add_command(check_command)
 cli.add_command(dump_command)
+cli.add_command(logs_command)
 
 
 # ---- commands to a running cluster ---------------------------------------------------------------------------------

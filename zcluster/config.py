@@ -51,6 +51,10 @@ def _text(flags: str | tuple[str, ...], text: str, meta: str, env: str = "", lea
     return Meta(description=text, min_length=least, max_length=4096, extra=_extra(flags, meta, env, fixed))
 
 
+def _switch(flag: str, text: str, fixed: str = "") -> Meta:
+    return Meta(description=text, extra=_extra(flag, "", "", fixed))
+
+
 def _choice(flags: str | tuple[str, ...], text: str, meta: str = "", fixed: str = "") -> Meta:
     return Meta(description=text, extra=_extra(flags, meta, "", fixed))
 
@@ -313,6 +317,35 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str,
         _text("--access-logformat", "Format of these lines, in gunicorn's atoms, or 'json'.", "FORMAT", least=1),
     ] = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+    # stderr, where a supervisor, a container or a shell looks for it; the second spelling is gunicorn's
+    log_file: Annotated[
+        str,
+        _text(
+            ("--log-file", "--error-logfile"),
+            "Our log goes to this file, '-': to stderr.",
+            "FILE",
+            least=1,
+            fixed="it is one log for all processes, and some outlive a reload",
+        ),
+    ] = "-"
+    log_format: Annotated[
+        Literal["text", "json"],
+        _choice(
+            "--log-format",
+            "Lines of our log: text, or one JSON object each.",
+            "FORMAT",
+            fixed="it is one log for all processes, and some outlive a reload",
+        ),
+    ] = "text"
+    # gunicorn's: what an app prints is its own, unless it is asked for
+    capture_output: Annotated[
+        bool,
+        _switch(
+            "--capture-output",
+            "What workers write to stdout and stderr goes line by line into our log, with their prefix.",
+            fixed="its pipes belong to the workers for life",
+        ),
+    ] = False
     # deaths, replacements, starts and stops; nothing per request
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],

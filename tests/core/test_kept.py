@@ -76,7 +76,7 @@ def test_wishes_that_cannot_be():
     """Nothing is kept of them, and it is said why."""
     kept = Kept()
     assert kept.wish("SIGHUP", can_reload=False) == (NO_RELOAD, None)
-    assert kept.wish("SIGUSR1", can_reload=True) == ("does nothing in this release", None)
+    assert kept.wish("SIGUSR2", can_reload=True) == ("does nothing in this release", None)
     kept.stop = m.Stop(quick=False)
     for name in ("SIGHUP", "SIGTTIN", "SIGTTOU"):
         assert kept.wish(name, can_reload=True) == ("too late, the cluster is stopping", None)

@@ -24,12 +24,14 @@ from zcluster.core.kept import Kept
 from zcluster.core.masterwatch import CHECK_S, MasterWatch
 from zcluster.errors import AppError, BusError, ClusterError, ConfigError, RestartLimitReached, SpawnError
 from zcluster.resolution import Sources
-from zcluster.unix import process
+from zcluster.unix import logs, process
 from zcluster.unix.brood import Brood
+from zcluster.unix.capture import Pipes
 from zcluster.unix.channel import Channel
 from zcluster.unix.configurations import Configurations
 from zcluster.unix.dumps import LOOK_AGAIN_S, Dumps, targets
-from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr, say
+from zcluster.unix.journal import Journal
+from zcluster.unix.logs import say
 from zcluster.unix.offspring import Child, exec_child, fork_child
 from zcluster.unix.process import BLOCKED, Death
 from zcluster.unix.signals import Signals, has_terminal, name_of
@@ -64,9 +66,10 @@ def run(
     Raises ConfigError, AppError, SpawnError or RestartLimitReached when it cannot start or gives up.
     """
     signals = Signals(BLOCKED)
-    log_to_stderr("launcher", config.log_level, PATIENCE_SHORT_S)
+    own_log = logs.begin("launcher", config, patience_s=logs.PATIENCE_SHORT_S)
     process.set_title("zc-launcher")
     site = prepare(config)  # signals stay blocked: one that comes now waits for the loop
+    own_log.keep(Journal(site.path))
     configs = Configurations(site.config, config, sources)
     launcher = Launcher(site, signals, configs, announce, owner_fd, handle, zygote_main)
     if size is not None:
@@ -110,6 +113,7 @@ class Launcher:
     master: Child | None = None
     brood: Brood = field(default_factory=Brood)
     strays: Strays = field(default_factory=Strays)
+    pipes: Pipes = field(default_factory=Pipes)
     kept: Kept = field(default_factory=Kept)
     dumps: Dumps = field(default_factory=Dumps)
     told_to_stop: bool = False  # by a signal
@@ -192,6 +196,8 @@ class Launcher:
         if number == signal.SIGTERM or hung_up:
             self._ask_to_stop(m.Stop(quick=self.told_to_stop, why=name_of(number)), now)
             self.told_to_stop = True
+        elif number == signal.SIGUSR1:
+            self.site.reopen_logs()
         elif number in (signal.SIGINT, signal.SIGQUIT):
             self._ask_to_stop(m.Stop(quick=True, why=name_of(number)), now)
         elif number == signal.SIGUSR2:  # by ourselves: it works while the master is hung, or dead
@@ -292,6 +298,8 @@ class Launcher:
             case m.StartZygote(generation=generation):
                 if not self.kept.is_stopping:
                     self._start_zygote(generation, now)
+            case m.Capture(worker=worker):
+                self.pipes.make(self.site.path, worker)
             case m.StartService(kind=kind):
                 self._start_service(kind, now)
             case m.Stop():
@@ -371,6 +379,7 @@ class Launcher:
         if not self.watch.is_due(now):
             return
         self.brood.hurry(now)
+        self.pipes.look()
         stale_s = self.watch.look(None if self.master is None else self.site.ledger.ledger.master_tick_ns, now)
         if self.master is not None and stale_s > self.site.config.master_timeout_s:
             self._kill_master(self.master, f" has not run for {stale_s:.0f} s")
@@ -388,10 +397,11 @@ class Launcher:
         while orderly and (self.brood.zygotes or self.brood.services or self.strays) and time.monotonic() < deadline:
             self.signals.wait(0.1)
             for death in process.reap():
-                kept |= death.code != 0 and death.pid in [service.pid for service in self.brood.services.values()]
+                writer = self.brood.services.get("checkpoint")
+                kept |= death.code != 0 and writer is not None and death.pid == writer.pid
                 self._on_death(death, time.monotonic())
             self.strays.sweep(time.monotonic())
-        kept |= bool(self.brood.services)
+        kept |= "checkpoint" in self.brood.services
         if not process.kill_children(LEAVE_S):
             log.error("some processes cannot be killed (in uninterruptible sleep?)")
         self.site.close(keep_ledger=kept)

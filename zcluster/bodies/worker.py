@@ -32,13 +32,12 @@ from zcluster.core.slow import SLOW_AFTER_S, SLOW_MAX, slow_requests
 from zcluster.errors import ClusterError
 from zcluster.http import AccessLog, Engine, Limits, Overdue, Probe, behind_proxies
 from zcluster.http.engine import TICK_S
-from zcluster.unix import leash, process, strays
+from zcluster.unix import capture, leash, logs, process, strays
 from zcluster.unix.application import load
 from zcluster.unix.birth import Birth
 from zcluster.unix.crowd import Crowd
 from zcluster.unix.forksafety import is_connected_below
 from zcluster.unix.ledgerfile import LedgerFile, open_ledger
-from zcluster.unix.logs import log_to_stderr
 from zcluster.unix.notes import dump_into
 from zcluster.unix.signals import HEARD, Signals
 from zcluster.unix.state import poke
@@ -63,9 +62,13 @@ def main(birth: Birth) -> int:
         {strays.MARK: str(info.pid), "ZCLUSTER_WORKER_ID": str(info.id), "ZCLUSTER_WORKER_SLOT": str(info.slot)}
     )
     process.set_title(f"zc-worker-{info.slot}")
-    log_to_stderr(f"worker[{info.slot}] gen={info.generation} id={info.id}", birth.config.log_level)
-    signals = Signals(HEARD)
     run_dir = Path(birth.boot.run_dir)
+    who = f"worker[{info.slot}] gen={info.generation} id={info.id}"
+    captured = not birth.config.capture_output or capture.begin(run_dir, info.id, who)
+    current.fds += logs.begin(who, birth.config, run_dir).fds
+    if not captured:
+        log.error("the launcher has made no pipe for the output of this worker; it is not captured")
+    signals = Signals(HEARD)
     current.fds += [dump_into(run_dir / f"stacks-{info.id}"), leash.wear(run_dir / "leash")]
     signals.unblock(process.LET_IN)
     if process.has_ended(birth.launcher_fd):  # launcher and master may have died before the leash was on
@@ -115,6 +118,7 @@ class Worker:
         self.birth, self.config, self.info, self.signals = birth, config, birth.worker, signals
         self.lane = ledger.ledger.lane(birth.worker.lane)
         self.reconnect_seen = self.lane.reconnect
+        self.ledger, self.log_openings_seen = ledger.ledger, ledger.ledger.log_openings
         self.listeners = [socket.socket(fileno=fd) for fd in birth.boot.listener_fds]
         self.crowd = Crowd(ledger.ledger, self.info.lane, fresh_s=FRESH_TICKS * max(TICK_S, config.ledger_tick_s))
         self.access = AccessLog(config.access_logfile, config.access_logformat) if config.access_logfile else None
@@ -254,6 +258,7 @@ class Worker:
             self._start_leaving(m.Leaving("SIGTERM"))
         if self.birth.launcher_fd in ready and not self.launcher_gone:
             self.launcher_gone = True
+            capture.end()
             self.link.unregister(self.birth.launcher_fd)
             self.engine.close_listeners()  # at once: the next launcher wants the port
             self._drain(quick=True)
@@ -344,6 +349,10 @@ class Worker:
             if self.lane.reconnect != self.reconnect_seen:
                 self.reconnect_seen = self.lane.reconnect
                 self.link.reopen()
+            if self.ledger.log_openings != self.log_openings_seen:
+                self.log_openings_seen = self.ledger.log_openings
+                if self.access is not None:
+                    self.access.reopen()
         if now >= self.beat_due:
             self.beat_due = now + self.config.heartbeat_s
             if self.link.joined:

@@ -279,6 +279,12 @@ class ScaleBy(Struct, frozen=True, array_like=True, tag="scale-by"):
     to: int | None = None  # this many, by a configuration that has changed; then `by` is 0
 
 
+class Capture(Struct, frozen=True, array_like=True, tag="capture"):
+    """Master -> launcher: make and hold the pipe for the output of a worker that is about to be forked."""
+
+    worker: int  # its id
+
+
 class Settings(Struct, frozen=True, array_like=True, tag="settings"):
     """Launcher -> master: the configuration of a generation, before its ZygoteUp and when it has been committed."""
 
@@ -387,6 +393,6 @@ class Synced(Struct, frozen=True, array_like=True, tag="synced"):
 
 Control = (
     Boot | StartZygote | ZygoteUp | EndZygote | StartService | ServiceUp | Proceed | Died | Stop | Received | Running
-    | Failed | Size | ScaleBy | Settings | Reload | Commit
+    | Failed | Size | ScaleBy | Settings | Reload | Commit | Capture
     | Imported | ImportFailed | Fork | Forked | ForkFailed | Sync | Synced
 )  # fmt: skip
