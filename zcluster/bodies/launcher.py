@@ -24,11 +24,12 @@ from zcluster.core.kept import Kept
 from zcluster.core.masterwatch import CHECK_S, MasterWatch
 from zcluster.errors import AppError, BusError, ClusterError, ConfigError, RestartLimitReached, SpawnError
 from zcluster.resolution import Sources
-from zcluster.unix import process
+from zcluster.unix import process, surroundings
 from zcluster.unix.brood import Brood
 from zcluster.unix.channel import Channel
 from zcluster.unix.configurations import Configurations
 from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr, say
+from zcluster.unix.notify import Notify
 from zcluster.unix.offspring import Child, exec_child, fork_child
 from zcluster.unix.process import BLOCKED, Death
 from zcluster.unix.signals import Signals, has_terminal, name_of
@@ -65,9 +66,11 @@ def run(
     signals = Signals(BLOCKED)
     log_to_stderr("launcher", config.log_level, PATIENCE_SHORT_S)
     process.set_title("zc-launcher")
+    notify = Notify.of(os.environ, is_ours=handle is None)
+    surroundings.enter(config, in_memory=zygote_main is not None)
     site = prepare(config)  # signals stay blocked: one that comes now waits for the loop
     configs = Configurations(site.config, config, sources)
-    launcher = Launcher(site, signals, configs, announce, owner_fd, handle, zygote_main)
+    launcher = Launcher(site, signals, configs, announce, owner_fd, handle, zygote_main, notify)
     if size is not None:
         launcher.kept.take(size)
     return launcher.run()
@@ -106,6 +109,9 @@ class Launcher:
     owner_fd: int
     handle: Channel | None
     zygote_main: ZygoteMain | None
+    notify: Notify
+    running: bool = False  # all workers have been ready at once
+    standing: str = "starting"
     master: Child | None = None
     brood: Brood = field(default_factory=Brood)
     strays: Strays = field(default_factory=Strays)
@@ -151,6 +157,7 @@ class Launcher:
             self._hear_master(now)
         self.strays.sweep(now)
         self._check_master(now)
+        self._notify(now)
         if now >= self.stop_deadline:
             log.error("the stop has taken too long; killing what is left")
             self.final = 70
@@ -163,7 +170,7 @@ class Launcher:
         if self.master is not None and not self.master.channel.closed:
             channel = self.master.channel
             poller.register(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.backlog else 0))
-        due = min(self.watch.checked + CHECK_S, self.stop_deadline)
+        due = min(self.watch.checked + CHECK_S, self.stop_deadline, self.notify.due)
         if self.master is None:
             due = min(due, self.watch.due)
         ready = dict(poller.poll(max(0.0, due - now) * 1000 + 1))
@@ -274,7 +281,10 @@ class Launcher:
                 self._start_service(kind, now)
             case m.Stop():
                 self._ask_to_stop(message, now)
+            case m.Standing(text=text):
+                self.standing = text
             case m.Running(workers=workers):
+                self.running = True
                 if self.announce and self.master is not None:
                     self.announce = False  # once in a cluster's life; every master says it
                     say(f"zcluster: ready on {self.site.urls[0]} ({workers} workers, master {self.master.pid})")
@@ -335,7 +345,8 @@ class Launcher:
         if kind not in self.brood.services:
             try:
                 boot = self._boot(kind=kind)
-                self.brood.services[kind] = exec_child("service", self.site.rundir.name, boot, (), now)
+                role = "watcher" if kind == "watcher" else "service"
+                self.brood.services[kind] = exec_child(role, self.site.rundir.name, boot, (), now)
             except SpawnError as error:
                 log.error("%s", error)
                 return
@@ -352,6 +363,13 @@ class Launcher:
         if self.master is not None and stale_s > self.site.config.master_timeout_s:
             self._kill_master(self.master, f" has not run for {stale_s:.0f} s")
             self.watch.begun()
+
+    def _notify(self, now: float) -> None:
+        """Tell the service manager how things stand; see `unix.notify` on what it is to restart us for."""
+        status = self.standing if self.master is not None else "no master; workers serve, another one is started"
+        stop_s = None if self.kept.stop is None else self.stop_deadline - now + LEAVE_S
+        state = "" if not self.running else "reloading" if self.kept.is_reloading else "ready"
+        self.notify.update(now, state, status, stop_s, well=self.watch.is_well(self.site.config.master_timeout_s))
 
     def _end_the_rest(self) -> None:
         """Zygotes and services leave, then whatever is still there is killed; sockets and files go last."""
@@ -372,6 +390,7 @@ class Launcher:
         if not process.kill_children(LEAVE_S):
             log.error("some processes cannot be killed (in uninterruptible sleep?)")
         self.site.close(keep_ledger=kept)
+        self.notify.close()
 
     def _result(self, code: int) -> int:
         """The exit code, or the error that stands for it."""
