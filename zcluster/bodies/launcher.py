@@ -284,10 +284,9 @@ class Launcher:
             case m.Standing(text=text):
                 self.standing = text
             case m.Running(workers=workers):
-                self.running = True
-                if self.announce and self.master is not None:
-                    self.announce = False  # once in a cluster's life; every master says it
+                if self.announce and not self.running and self.master is not None:  # every master says it
                     say(f"zcluster: ready on {self.site.urls[0]} ({workers} workers, master {self.master.pid})")
+                self.running = True
             case m.Failed(text=text):
                 self.failure = text
             case _:
@@ -366,7 +365,8 @@ class Launcher:
 
     def _notify(self, now: float) -> None:
         """Tell the service manager how things stand; see `unix.notify` on what it is to restart us for."""
-        status = self.standing if self.master is not None else "no master; workers serve, another one is started"
+        is_repaired = self.master is None and self.kept.stop is None and self.final is None
+        status = "no master; workers serve, another one is started" if is_repaired else self.standing
         stop_s = None if self.kept.stop is None else self.stop_deadline - now + LEAVE_S
         state = "" if not self.running else "reloading" if self.kept.is_reloading else "ready"
         self.notify.update(now, state, status, stop_s, well=self.watch.is_well(self.site.config.master_timeout_s))

@@ -1,9 +1,9 @@
 """The watcher (--reload): sees that code has changed, and asks the master for a reload.
 
 Theory of operation. A service process of its own, so that nothing it does can hold up anybody. One thread waits for
-the kernel's notices (watchfiles), gathers them until a burst is over, and tells the main thread; that is a peer on the
-bus like the command line, and asks as that does. A question that a dying master did not answer is asked again by
-the link's outbox under the same token, so it is one reload.
+the notices of the kernel (watchfiles), gathers them until a burst is over, and tells the main thread; that is a peer
+on the bus like the command line, and asks as that does. A question that a dying master did not answer is asked again
+by the link's outbox under the same token, so it is one reload.
 
 Invariant: a change that was seen is followed by a reload that began later, as long as there is a master.
 """

@@ -8,6 +8,7 @@ is mended; nobody has to know of it but the two who load apps.
 
 import html
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -29,6 +30,9 @@ _TITLE: Final = "The app does not load"
 
 def load_or_show(config: Config) -> Callable[..., Any]:
     """Return the app, or with --reload the page that stands in for it. Raises `AppError` without."""
+    if config.reload:
+        # A .pyc is told from an old one by size and second: two edits in one second would show the first for ever.
+        sys.dont_write_bytecode = True
     try:
         return load(config.app)
     except AppError as error:

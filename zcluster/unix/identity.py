@@ -162,10 +162,10 @@ def _succeeds(change: Callable[[int, int, int], None]) -> bool:
     return True
 
 
-def may_read(who: Identity, path: str) -> bool:
-    """Whether this user may read a file that root can."""
+def may(who: Identity, path: str | Path, mode: int) -> bool:
+    """Whether this user has the access to a path that root has; `mode` as for access(2)."""
     with acting(who):
-        return os.access(path, os.R_OK)
+        return os.access(path, mode)
 
 
 def require_programs() -> None:

@@ -38,6 +38,7 @@ class PidFile:
             fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             with os.fdopen(fd, "w") as file:
                 file.write(f"{os.getpid()}\n")
+                os.fchmod(fd, 0o644)  # whatever the umask: others are to read it
             draft.rename(self.path)
         except OSError as error:
             with suppress(OSError):

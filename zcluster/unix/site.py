@@ -153,13 +153,15 @@ def _hand_over(
     keys = {}
     for field in ("certfile", "keyfile") if config.certfile else ():
         path = getattr(config, field)
-        if path and not identity.may_read(who, path):
+        if path and not identity.may(who, path, os.R_OK):
             keys[field] = _copy(Path(path), folder / field, who)
     if keys:
         log.info("%s cannot read %s: a reload goes on with it as it is now", who, " and ".join(sorted(keys)))
     try:
         for listener in listeners:
             listener.give_to(who.uid, who.gid)
+            if listener.unlink is not None and not identity.may(who, listener.unlink.parent, os.W_OK | os.X_OK):
+                log.warning("%s cannot remove %s in the end; the next start will", who, listener.unlink)
         if pidfile is not None:
             pidfile.give_to(who.uid, who.gid)
     except OSError as error:
