@@ -61,9 +61,9 @@ class Notify:
             return
         if stop_s is not None:
             state = "stopping"
-        lines = [f"STATUS={status[:STATUS_MAX_CHARS]}"] if status != self._status else []
-        if state != self._state:
-            lines += self._change(state, stop_s)
+        lines = self._change(state, stop_s) if state != self._state else []
+        if status != self._status:
+            lines.append(f"STATUS={status[:STATUS_MAX_CHARS]}")
         if now >= self._beat_at and well:
             lines.append("WATCHDOG=1")
         self._retry_at = float("inf")
