@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import tempfile
+from pathlib import Path
 
 
 def app(environ, start_response):
     size = len(environ["wsgi.input"].read())
     if environ["PATH_INFO"] == "/orphan":
         subprocess.run(["sh", "-c", "true & exit 0"], check=True)
+        if tempfile.gettempdir().startswith("/dev/shm/"):  # not the machine's own, which nobody clears up
+            (Path(tempfile.mkdtemp()) / "left").touch()
     umask = os.umask(0o077)
     os.umask(umask)
     memory = os.statvfs("/dev/shm")

@@ -67,7 +67,9 @@ class RunDir:
         """
         try:
             for entry in self.path.iterdir():
-                if not (keep_ledger and entry.name == "ledger"):
+                if stat.S_ISDIR(entry.lstat().st_mode):  # temporary files of the app, where there is no other place
+                    shutil.rmtree(entry, ignore_errors=True)
+                elif not (keep_ledger and entry.name == "ledger"):
                     entry.unlink(missing_ok=True)
             if not keep_ledger:
                 self._remove_folders()

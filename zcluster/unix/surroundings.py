@@ -73,4 +73,6 @@ def have_temporary_files(folder: Path) -> None:
     try:
         tempfile.gettempdir()
     except FileNotFoundError:  # a container with a read-only root, and nothing mounted on /tmp
-        tempfile.tempdir = str(folder)
+        place = folder / "tmp"
+        place.mkdir(0o700, exist_ok=True)
+        tempfile.tempdir = str(place)
