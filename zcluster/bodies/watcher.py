@@ -30,6 +30,7 @@ from zcluster.unix.signals import HEARD, Signals
 log = logging.getLogger("zcluster.reload")
 
 TURN_S = 60.0  # the longest wait: everything that matters wakes us
+LOOK_MS = 500  # between two looks whether we are to stop
 SHOWN_MAX = 3  # files named in the log
 
 
@@ -72,7 +73,7 @@ class Watcher:
 
     def run(self) -> None:
         """Turn until the cluster stops or the launcher is gone."""
-        thread = threading.Thread(target=self._watch, name="zcluster-watch", daemon=True)
+        thread = threading.Thread(target=self._watch, name="zcluster-watch")
         thread.start()
         asked = ""
         while True:
@@ -87,6 +88,7 @@ class Watcher:
                     log.warning("the reload for %s came to nothing: %s", asked, message.error)
         self._stop.set()
         self._link.close()
+        thread.join()  # within LOOK_MS; the interpreter must not end around a thread that is in the library
 
     def _ask(self) -> str:
         with self._lock:
@@ -111,11 +113,22 @@ class Watcher:
 
         beside = {one if one.is_dir() else one.parent for one in extra}  # a file may be replaced by another
         places = sorted({*folders(self._config.app), *beside})
-        log.info("watching %s", ", ".join(map(str, places)))
-        for changes in watchfiles.watch(*places, watch_filter=is_code, stop_event=self._stop, raise_interrupt=False):
-            with self._lock:
-                self._changed.update(path for _, path in changes)
-            os.eventfd_write(self._wake_fd, 1)
+        told = False
+        for changes in watchfiles.watch(
+            *places,
+            watch_filter=is_code,
+            stop_event=self._stop,
+            raise_interrupt=False,
+            rust_timeout=LOOK_MS,
+            yield_on_timeout=True,
+        ):
+            if not told:  # from now on, and not before, nothing is overlooked
+                told = True
+                log.info("watching %s", ", ".join(map(str, places)))
+            if changes:
+                with self._lock:
+                    self._changed.update(path for _, path in changes)
+                os.eventfd_write(self._wake_fd, 1)
 
 
 def folders(app: str) -> Iterator[Path]:
