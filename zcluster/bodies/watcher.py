@@ -103,6 +103,12 @@ class Watcher:
 
     # ---- the other thread ------------------------------------------------------------------------------------------
     def _watch(self) -> None:
+        try:
+            self._tell_changes()
+        except Exception:  # of the library: the kernel's limit of watches, mostly; the app is served all the same
+            log.exception("cannot watch files any more (is fs.inotify.max_user_watches too low?); reload by hand")
+
+    def _tell_changes(self) -> None:
         import watchfiles  # an extra; who asks for --reload without it has been told by the launcher
 
         extra = frozenset(Path(path).absolute() for path in self._config.reload_extra_file)
