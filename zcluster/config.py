@@ -24,6 +24,7 @@ from zcluster.option import Option, misfit, nearest
 _LISTENING: Final = "the sockets stay open from start to end"
 _LEDGER: Final = "the ledger is made once, at the start"
 _PERIODS: Final = "processes of both generations and their judges have to agree on it"
+_SURROUNDINGS: Final = "every process has it from its start"
 
 
 def _extra(flags: str | tuple[str, ...], metavar: str, env: str, fixed: str) -> dict[str, Any]:
@@ -346,6 +347,57 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             fixed="its pipes belong to the workers for life",
         ),
     ] = False
+    # whoever starts it: a program that changes its user unasked surprises everybody
+    user: Annotated[
+        str,
+        _text(
+            ("--user", "-u"),
+            "Once the sockets are bound, be this user (name or id); needs root.",
+            "USER",
+            fixed="whoever has given up privileges cannot have them back",
+        ),
+    ] = ""
+    # not gunicorn's, which stays in the group of root
+    group: Annotated[
+        str,
+        _text(
+            ("--group", "-g"),
+            "And in this group (name or id); default: those of --user.",
+            "GROUP",
+            fixed="it goes with the user",
+        ),
+    ] = ""
+    umask: Annotated[
+        str, _text(("--umask", "-m"), "Umask of all processes, octal (027).", "MODE", fixed=_SURROUNDINGS)
+    ] = ""
+    chdir: Annotated[
+        str, _text("--chdir", "Working directory; the app is imported from there.", "DIR", fixed=_SURROUNDINGS)
+    ] = ""
+    env: Annotated[
+        tuple[str, ...],
+        _text(("--env", "-e"), "Set a variable for the app; may be repeated.", "NAME=VALUE", fixed=_SURROUNDINGS),
+    ] = ()
+    pidfile: Annotated[
+        str,
+        _text(("--pid", "-p"), "Write the launcher's process id into this file.", "FILE", fixed="others look there"),
+    ] = ""
+    reload: Annotated[
+        bool,
+        _switch(
+            "--reload",
+            "For development: reload when code changes, and show in the browser why new code does not load.",
+            fixed="who watches is started once",
+        ),
+    ] = False
+    reload_extra_file: Annotated[
+        tuple[str, ...],
+        _text(
+            "--reload-extra-file",
+            "Watch this file or directory too; may be repeated.",
+            "PATH",
+            fixed="who watches is started once",
+        ),
+    ] = ()
     # deaths, replacements, starts and stops; nothing per request
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],
@@ -376,11 +428,12 @@ def options() -> Iterator[Option]:
 def make_config(**values: Any) -> Config:
     """Return the checked configuration for these options, named as the fields of `Config`.
 
-    A single string is accepted for `bind`, and "auto" for `workers`. Raises `ConfigError` naming
+    A single string is accepted for a list of them, and "auto" for `workers`. Raises `ConfigError` naming
     the option.
     """
-    if isinstance(values.get("bind"), str):
-        values["bind"] = (values["bind"],)
+    for field in ("bind", "env", "reload_extra_file"):
+        if isinstance(values.get(field), str):
+            values[field] = (values[field],)
     if values.get("workers") == "auto":
         values["workers"] = 0
     unknown = sorted(set(values) - set(Config.__struct_fields__))

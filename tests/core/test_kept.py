@@ -93,6 +93,20 @@ def test_deaths_nobody_acknowledges_are_bounded():
     assert told[0].number == 4
 
 
+def test_a_reload_is_under_way_from_the_wish_to_the_end():
+    """Also before a master knows of it, and while the end of another one is told."""
+    kept = Kept()
+    assert not kept.is_reloading
+    _, wish = kept.wish("SIGHUP", can_reload=True)
+    assert kept.is_reloading
+    kept.take(m.Reload(()))  # of one before
+    assert kept.is_reloading
+    kept.take(wish)
+    assert kept.is_reloading
+    kept.take(m.Reload(()))
+    assert not kept.is_reloading
+
+
 def test_every_decision_has_its_message():
     """What the fleet wants of a launcher, word by word."""
     assert for_launcher(f.StartZygote(2)) == m.StartZygote(2)

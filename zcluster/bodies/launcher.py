@@ -24,7 +24,7 @@ from zcluster.core.kept import Kept
 from zcluster.core.masterwatch import CHECK_S, MasterWatch
 from zcluster.errors import AppError, BusError, ClusterError, ConfigError, RestartLimitReached, SpawnError
 from zcluster.resolution import Sources
-from zcluster.unix import logs, process
+from zcluster.unix import logs, process, surroundings
 from zcluster.unix.brood import Brood
 from zcluster.unix.capture import Pipes
 from zcluster.unix.channel import Channel
@@ -32,6 +32,7 @@ from zcluster.unix.configurations import Configurations
 from zcluster.unix.dumps import LOOK_AGAIN_S, Dumps, targets
 from zcluster.unix.journal import Journal
 from zcluster.unix.logs import say
+from zcluster.unix.notify import Notify
 from zcluster.unix.offspring import Child, exec_child, fork_child
 from zcluster.unix.process import BLOCKED, Death
 from zcluster.unix.signals import Signals, has_terminal, name_of
@@ -68,10 +69,12 @@ def run(
     signals = Signals(BLOCKED)
     own_log = logs.begin("launcher", config, patience_s=logs.PATIENCE_SHORT_S)
     process.set_title("zc-launcher")
+    notify = Notify.of(os.environ, is_ours=handle is None)
+    surroundings.enter(config, in_memory=zygote_main is not None)
     site = prepare(config)  # signals stay blocked: one that comes now waits for the loop
     own_log.keep(Journal(site.path))
     configs = Configurations(site.config, config, sources)
-    launcher = Launcher(site, signals, configs, announce, owner_fd, handle, zygote_main)
+    launcher = Launcher(site, signals, configs, announce, owner_fd, handle, zygote_main, notify)
     if size is not None:
         launcher.kept.take(size)
     return launcher.run()
@@ -110,6 +113,9 @@ class Launcher:
     owner_fd: int
     handle: Channel | None
     zygote_main: ZygoteMain | None
+    notify: Notify
+    running: bool = False  # all workers have been ready at once
+    standing: str = "starting"
     master: Child | None = None
     brood: Brood = field(default_factory=Brood)
     strays: Strays = field(default_factory=Strays)
@@ -163,6 +169,7 @@ class Launcher:
         self._check_master(now)
         if now >= self.drain_at:
             self._stop(m.Stop(quick=False, why="--drain-delay is over"), now)
+        self._notify(now)
         if now >= self.stop_deadline:
             log.error("the stop has taken too long; killing what is left")
             self.final = 70
@@ -175,7 +182,7 @@ class Launcher:
         if self.master is not None and not self.master.channel.closed:
             channel = self.master.channel
             poller.register(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.backlog else 0))
-        due = min(self.watch.checked + CHECK_S, self.drain_at, self.stop_deadline)
+        due = min(self.watch.checked + CHECK_S, self.drain_at, self.stop_deadline, self.notify.due)
         if self.master is None:
             due = min(due, self.watch.due)
         if self.dumps:
@@ -304,11 +311,12 @@ class Launcher:
                 self._start_service(kind, now)
             case m.Stop():
                 self._ask_to_stop(message, now)
+            case m.Standing(text=text):
+                self.standing = text
             case m.Running(workers=workers):
-                self.served = True
-                if self.announce and self.master is not None:
-                    self.announce = False  # once in a cluster's life; every master says it
+                if self.announce and not self.served and self.master is not None:  # every master says it
                     say(f"zcluster: ready on {self.site.urls[0]} ({workers} workers, master {self.master.pid})")
+                self.served = True
             case m.Failed(text=text):
                 self.failure = text
             case _:
@@ -366,7 +374,8 @@ class Launcher:
         if kind not in self.brood.services:
             try:
                 boot = self._boot(kind=kind)
-                self.brood.services[kind] = exec_child("service", self.site.rundir.name, boot, (), now)
+                role = "watcher" if kind == "watcher" else "service"
+                self.brood.services[kind] = exec_child(role, self.site.rundir.name, boot, (), now)
             except SpawnError as error:
                 log.error("%s", error)
                 return
@@ -384,6 +393,14 @@ class Launcher:
         if self.master is not None and stale_s > self.site.config.master_timeout_s:
             self._kill_master(self.master, f" has not run for {stale_s:.0f} s")
             self.watch.begun()
+
+    def _notify(self, now: float) -> None:
+        """Tell the service manager how things stand; see `unix.notify` on what it is to restart us for."""
+        is_repaired = self.master is None and self.kept.stop is None and self.final is None
+        status = "no master; workers serve, another one is started" if is_repaired else self.standing
+        stop_s = None if self.kept.stop is None else self.stop_deadline - now + LEAVE_S
+        state = "" if not self.served else "reloading" if self.kept.is_reloading else "ready"
+        self.notify.update(now, state, status, stop_s, well=self.watch.is_well(self.site.config.master_timeout_s))
 
     def _end_the_rest(self) -> None:
         """Zygotes and services leave, then whatever is still there is killed; sockets and files go last."""
@@ -405,6 +422,7 @@ class Launcher:
         if not process.kill_children(LEAVE_S):
             log.error("some processes cannot be killed (in uninterruptible sleep?)")
         self.site.close(keep_ledger=kept)
+        self.notify.close()
 
     def _result(self, code: int) -> int:
         """The exit code, or the error that stands for it."""

@@ -30,8 +30,9 @@ from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
 from zcluster.core.fleet_worker import ONLINE, READY
 from zcluster.core.mail import Got, Mail, Missing
 from zcluster.core.questions import Questions
-from zcluster.core.services import Services, kinds
+from zcluster.core.services import Services, wanted
 from zcluster.core.snapshot import fleet_snapshot, who_is_there
+from zcluster.core.standing import Standing
 from zcluster.core.verbs import VERBS
 from zcluster.errors import BusError
 from zcluster.unix import lanes, leash, logs, process, vitals
@@ -91,11 +92,10 @@ class Master:
         self.zygotes = Zygotes(self.hub.register, self.hub.unregister)
         self.ending = Ending(boot.run_dir, self.zygotes)
         self.questions = Questions(can_reload=boot.kind != m.IN_MEMORY)
-        self.services = Services(kinds(config), random)
-        self.broadcast = Broadcast(self.hub)
-        self.totals_dirty = True
+        self.services = Services(wanted(config, in_memory=boot.kind == m.IN_MEMORY), random)
+        self.broadcast, self.standing = Broadcast(self.hub), Standing()
         self.tick_due = self.beat_due = 0.0
-        self.proceeding = self.launcher_gone = False
+        self.totals_dirty, self.proceeding, self.launcher_gone = True, False, False
         self.final: f.Finish | None = None
         for fd in (channel.fileno(), self.launcher_fd, signals.fileno()):
             self.hub.register(fd)
@@ -218,8 +218,7 @@ class Master:
         self._step(f.Died(death.pid, death.start, death.code, death.signal))
 
     def _on_zygote(self, generation: int, message: m.Control) -> None:
-        event = of_zygote(generation, message, self.ledger.epoch)
-        if event is not None:
+        if (event := of_zygote(generation, message, self.ledger.epoch)) is not None:
             self._step(event)
 
     # ---- the bus ---------------------------------------------------------------------------------------------------
@@ -330,6 +329,7 @@ class Master:
                 self._step(f.Vanished(id_))
             for kind in self.services.due(now) if self.proceeding else ():
                 self.channel.send(m.StartService(kind))
+            self.standing.tell(self.fleet, self.channel.send)
             if self.proceeding or self.launcher_gone:
                 self._step(vitals.ticked(self.ledger, self.fleet.living(), self.config.hang_timeout_s))
         if now >= self.beat_due:

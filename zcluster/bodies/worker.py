@@ -33,9 +33,9 @@ from zcluster.errors import ClusterError
 from zcluster.http import AccessLog, Engine, Limits, Overdue, Probe, behind_proxies
 from zcluster.http.engine import TICK_S
 from zcluster.unix import capture, leash, logs, process, strays
-from zcluster.unix.application import load
 from zcluster.unix.birth import Birth
 from zcluster.unix.crowd import Crowd
+from zcluster.unix.failure import load_or_show
 from zcluster.unix.forksafety import is_connected_below
 from zcluster.unix.ledgerfile import LedgerFile, open_ledger
 from zcluster.unix.notes import dump_into
@@ -79,7 +79,7 @@ def main(birth: Birth) -> int:
     ledger = _bind_ledger(birth, run_dir)
     mailbox = current.mailbox = Mailbox(worker_name(info.id), current.subscriptions, _nobody)
     try:
-        app = load(birth.config.app) if birth.app is None else birth.app
+        app = load_or_show(birth.config) if birth.app is None else birth.app
         signals.rearm()
         if current.counting is not None:
             current.counting.bind_all()

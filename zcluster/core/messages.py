@@ -333,6 +333,12 @@ class Running(Struct, frozen=True, array_like=True, tag="running"):
     workers: int
 
 
+class Standing(Struct, frozen=True, array_like=True, tag="standing"):
+    """Master -> launcher: how the cluster stands, for the service manager; told when it has changed."""
+
+    text: str
+
+
 class Failed(Struct, frozen=True, array_like=True, tag="failed"):
     """Any -> its starter: why it is about to exit with this code. Launcher -> master: no zygote could be started."""
 
@@ -393,6 +399,6 @@ class Synced(Struct, frozen=True, array_like=True, tag="synced"):
 
 Control = (
     Boot | StartZygote | ZygoteUp | EndZygote | StartService | ServiceUp | Proceed | Died | Stop | Received | Running
-    | Failed | Size | ScaleBy | Settings | Reload | Commit | Capture
+    | Failed | Standing | Size | ScaleBy | Settings | Reload | Commit | Capture
     | Imported | ImportFailed | Fork | Forked | ForkFailed | Sync | Synced
 )  # fmt: skip
