@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet_acts import STOPPING_TEXT
 from zcluster.core.fleet_base import VANISHED_S
-from zcluster.core.fleet_reload import Reloads
+from zcluster.core.fleet_slots import SlotOrders
 from zcluster.core.fleet_wear import wear
 from zcluster.core.fleet_worker import (
     ASKED,
@@ -43,7 +43,7 @@ EARLY_MAX = 1000  # questions before Started, which comes within milliseconds
 LEFT_BEHIND_CODE = 70  # the launcher died: nobody asked for this end, so it is none of the orderly codes
 
 
-class Fleet(Reloads):
+class Fleet(SlotOrders):
     """All workers of one cluster, as one state machine. Not thread-safe; the master has one thread.
 
     `random` gives numbers from 0 up to 1. With `strict` an event that cannot happen raises IllegalTrigger (tests);
@@ -78,7 +78,7 @@ class Fleet(Reloads):
         match event:
             case f.Ticked(ledger):
                 self._ticked(ledger, now)
-            case f.Scale() | f.Open() | f.Close() | f.Reload():
+            case f.Scale() | f.Open() | f.Close() | f.Reload() | f.Restart() | f.Signal():
                 self._question(event, now)
             case f.Unfinished(tokens) if self.started:
                 for token in tokens if self.stopping is None else ():
@@ -157,6 +157,7 @@ class Fleet(Reloads):
                     self.ask(slot, zygote, now)
             self.roll(now)
             self.conclude_reload(now)
+            self.conclude_restarts()
             for zygote in self.zygotes():
                 self.out += zygote.ask_if_due(now)
             ready = {worker.slot for worker in self.roster if worker.state == READY}
@@ -196,6 +197,10 @@ class Fleet(Reloads):
                     self.close(question, now)
                 case f.Reload(asker, token):
                     self.ask_reload(asker, token)
+                case f.Restart():
+                    self.restart(question, now)
+                case f.Signal():
+                    self.signal(question)
 
     # ---- the master's start ----------------------------------------------------------------------------------------
     def _started(self, event: f.Started, now: float) -> None:
