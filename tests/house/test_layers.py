@@ -16,7 +16,7 @@ TOOLS = {"bus", "unix", "http"}
 DOORS = {
     *("cli", "cluster", "counter", "messaging", "testing"),
     *("__main__", "start", "whoami", "tables", "follower", "roster", "callbacks", "owned", "launched", "compat"),
-    *("handle", "news", "orders", "parameters", "preview"),
+    *("handle", "news", "orders", "parameters", "preview", "operating", "watching"),
 }
 # What a pure module may import of the standard library: nothing that knows the time, a process, a file or chance.
 PURE = {

@@ -298,7 +298,7 @@ class Reconnect(Struct, frozen=True):
 
 
 class Announce(Struct, frozen=True):
-    """Publish an Event of this kind: fork online listening disconnect exit error running reload."""
+    """Publish an Event of this kind; `core.messages.Event` names them."""
 
     kind: str
     worker: WorkerInfo | None = None

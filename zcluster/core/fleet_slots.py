@@ -15,6 +15,7 @@ from zcluster.core.fleet_base import Restarting
 from zcluster.core.fleet_deaths import SIGNAL_NAMES
 from zcluster.core.fleet_reload import Reloads
 from zcluster.core.fleet_worker import DEAD, HOLDS_SLOT, READY, SERVING, STARTING, Worker
+from zcluster.core.fleet_zygote import READY as ZYGOTE_READY
 
 RESTART = "restart"
 # Who wait for one restart; each is an operator's command, and all get the same answer.
@@ -98,6 +99,19 @@ class SlotOrders(Reloads):
             f.SendSignal(worker.id, worker.pid, worker.start, event.number),
             f.Reply(event.asker, "", {"worker": worker.id, "pid": worker.pid}),
         ]
+
+    def vacancies(self, now: float) -> dict[int, str]:
+        """The open slots that have no worker, and what each waits for, in words."""
+        return {slot: self._waits_for(slot, now) for slot in sorted(self.roster.vacant(self.wanted))}
+
+    def _waits_for(self, index: int, now: float) -> str:
+        slot, zygote = self.slot(index), self.zygote_for(index)
+        if zygote.broken:
+            return "the application cannot be imported any more"
+        if zygote.state != ZYGOTE_READY:
+            return "the application is being imported"
+        failed = f" after {slot.failures} failures in a row" if slot.failures > 1 else ""
+        return f"next attempt in {max(0.0, slot.retry_at - now):.1f} s{failed}"
 
     def _holder(self, slot: int) -> Worker | None:
         """The worker that a slot has, or will have: the one that serves before one that starts."""
