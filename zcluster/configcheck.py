@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_NAME_CHARS: Final = 40  # /dev/shm/zcluster-<uid>/<name>/<instance>/ctl has to fit into the 107 bytes of unix(7)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+_HOOKS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _MODE = re.compile(r"0?o?[0-7]{3}")
 
 
@@ -64,6 +65,8 @@ def check(config: "Config") -> None:
         raise ConfigError(
             f"option 'unix_mode' is {config.unix_mode!r:.200}, but should be octal, such as 0660", "unix_mode"
         )
+    if config.hooks and not _HOOKS.fullmatch(config.hooks):
+        raise ConfigError(f"option 'hooks' is {config.hooks!r:.200}, but should be MODULE:CLASS", "hooks")
     if config.keyfile and not config.certfile:
         raise ConfigError(
             "option 'keyfile' is given without 'certfile'; give the certificate too", "keyfile", "certfile"

@@ -218,7 +218,7 @@ class Worker:
         It is not the cluster's way to scale down or stop: the worker is replaced. Raises `ClusterError` when it has
         no process yet, or there is no such signal.
         """
-        number = signal_number(signal)
+        number = signal_number(signal) if isinstance(signal, str) else signal
         if not self.pid:
             raise ClusterError(
                 f"worker {self.id} has not been forked yet; wait for its 'fork' event before you kill it"

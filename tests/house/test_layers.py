@@ -9,7 +9,7 @@ from sources import ROOT, Source, sources
 
 LEAVES = {
     *("config", "configcheck", "configfile", "option", "resolution", "tomllines"),
-    *("addresses", "accessformat", "trustedpeers", "errors", "current", "subscriptions"),
+    *("addresses", "accessformat", "trustedpeers", "errors", "current", "subscriptions", "hooks"),
 }
 TOOLS = {"bus", "unix", "http"}
 # The doors of the picture, the names behind them, and where a process of ours begins.

@@ -335,7 +335,8 @@ class Launcher:
         if kind not in self.brood.services:
             try:
                 boot = self._boot(kind=kind)
-                self.brood.services[kind] = exec_child("service", self.site.rundir.name, boot, (), now)
+                role = "service" if kind == "checkpoint" else kind
+                self.brood.services[kind] = exec_child(role, self.site.rundir.name, boot, (), now)
             except SpawnError as error:
                 log.error("%s", error)
                 return
@@ -365,10 +366,10 @@ class Launcher:
         while orderly and (self.brood.zygotes or self.brood.services or self.strays) and time.monotonic() < deadline:
             self.signals.wait(0.1)
             for death in process.reap():
-                kept |= death.code != 0 and death.pid in [service.pid for service in self.brood.services.values()]
+                kept |= death.code != 0 and self.brood.is_writer(death.pid)
                 self._on_death(death, time.monotonic())
             self.strays.sweep(time.monotonic())
-        kept |= bool(self.brood.services)
+        kept |= "checkpoint" in self.brood.services
         if not process.kill_children(LEAVE_S):
             log.error("some processes cannot be killed (in uninterruptible sleep?)")
         self.site.close(keep_ledger=kept)

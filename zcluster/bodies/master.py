@@ -94,7 +94,8 @@ class Master:
         self.zygotes = Zygotes(self.hub.register, self.hub.unregister)
         self.ending = Ending(boot.run_dir, self.zygotes)
         self.questions = Questions(can_reload=boot.kind != m.IN_MEMORY)
-        self.services = Services(("checkpoint",) if config.state else (), random)
+        kinds = [kind for kind, is_wanted in (("checkpoint", config.state), ("hooks", config.hooks)) if is_wanted]
+        self.services = Services(tuple(kinds), random)
         self.broadcast = Broadcast(self.hub)
         self.desk = Desk(self.hub, self.peers, self.relay, self.questions, self, process.start_time)
         self.totals_dirty = True

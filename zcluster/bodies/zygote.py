@@ -34,6 +34,7 @@ from zcluster.unix.application import load
 from zcluster.unix.birth import Birth
 from zcluster.unix.channel import Channel
 from zcluster.unix.forksafety import hazards
+from zcluster.unix.hooked import find_hooks
 from zcluster.unix.locks import LockFile, zygote_byte
 from zcluster.unix.logs import log_to_stderr
 from zcluster.unix.notes import dump_into
@@ -116,6 +117,8 @@ class Zygote:
             return False
         if self.config.preload != "off" and not unsafe and not self.in_memory:
             try:
+                if self.config.hooks:
+                    find_hooks(self.config.hooks)
                 self.app = load(self.config.app)
             except AppError as error:
                 self.channel.send(m.ImportFailed(generation, str(error)))
