@@ -109,13 +109,18 @@ def _quietly() -> Iterator[None]:
 
 def _is_worth_it(wait_s: float, is_over: Callable[[], bool]) -> bool:
     """Wait; false as soon as it is over, or nobody reads our output."""
-    poller = select.poll()
-    poller.register(sys.stdout.fileno(), 0)  # errors only: the reader of a pipe is gone
     end = time.monotonic() + wait_s
     while (left_s := end - time.monotonic()) > 0:
-        if is_over() or poller.poll(min(left_s, LOOK_S) * 1000):
+        if is_over() or not _is_read(min(left_s, LOOK_S)):
             return False
     return not is_over()
+
+
+def _is_read(wait_s: float = 0.0) -> bool:
+    """Whether our output has a reader, and still has one after so many seconds."""
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), 0)  # errors only: the reader of a pipe is gone
+    return not poller.poll(wait_s * 1000)
 
 
 # ---- events --------------------------------------------------------------------------------------------------------
@@ -133,7 +138,7 @@ def events_command(name: str, run_dir: str, follow: bool, as_json: bool) -> int:
             while follow and not happened.has_ended:
                 for event in happened.next_ones():
                     _print(event, as_json)
-                if not _is_worth_it(0.0, lambda: False):
+                if not _is_read():
                     break
         finally:
             happened.close()

@@ -61,6 +61,7 @@ def test_every_page_is_found():
         "FORK_SAFETY",
         "SIGNALS",
         "DECISIONS",
+        "OPERATIONS",
     }
     assert wanted <= {page.stem for page in PAGES}
     assert len([page for page in PAGES if page.stem == "README"]) == 7
