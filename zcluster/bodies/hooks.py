@@ -61,8 +61,9 @@ def main(control_fd: int) -> int:
     story = HookCalls(began=began, was_ready=was_ready)
     is_orderly = _listen(link, channel, signals, story, calls)
     link.close()
-    if is_orderly and story.cluster is not None:
-        calls.put(story.cluster, [("on_exit", ())])
+    if is_orderly:
+        found = story.end()
+        calls.put(story.cluster, found)
     is_done = calls.finish()
     channel.close()
     os.close(leash_fd)

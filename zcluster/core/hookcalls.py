@@ -111,12 +111,19 @@ class HookCalls:
             self._living[worker.id] = worker
         return [("worker_abort", (worker,))] if kind == "error" and worker.state == HUNG else []
 
+    def end(self) -> list[Call]:
+        """The cluster has ended as it should: whoever's exit was not heard of is gone, too, and that is all."""
+        return [*self._lose(list(self._living.values())), ("on_exit", ())]
+
     def _missing(self) -> list[Call]:
         """Those that a snapshot does not have any more have ended, and nobody told us how."""
         there = {worker.id for worker in self._seen.workers} if self._seen is not None else set()
         if not there:
             return []  # a master that has just begun does not know its workers yet; if they are gone, it will tell
-        gone = [worker for id_, worker in sorted(self._living.items()) if id_ not in there]
-        self._living = {id_: worker for id_, worker in self._living.items() if id_ in there}
+        return self._lose([worker for id_, worker in sorted(self._living.items()) if id_ not in there])
+
+    def _lose(self, gone: Sequence[WorkerInfo]) -> list[Call]:
+        for worker in gone:
+            del self._living[worker.id]
         missed = "its exit was missed"
         return [("child_exit", (replace(worker, state="dead", reason=missed),)) for worker in gone]
