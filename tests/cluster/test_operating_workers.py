@@ -9,7 +9,7 @@ FIRE = "raise RuntimeError('on fire')"
 
 
 def test_a_restart_that_fails_changes_nothing(tmp_path):
-    """1 and the traceback, and the same worker serves. Once it is gone, the slot waits and the cluster is degraded."""
+    """1 and the traceback, and the same worker serves; once it is gone, the slot waits and that is degraded."""
     with verbs(tmp_path, "--no-preload", workers=1) as it:
         assert it.cluster.command_line("restart", "0", "--wait").stdout == "served: worker 2 serves in slot 0\n"
         it.write(2, FIRE)
