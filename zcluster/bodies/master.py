@@ -112,15 +112,15 @@ class Master:
             timeout_s = self._timeout_s(turned)
             arrivals, ready = self.hub.poll(timeout_s)
             before, turned = turned, time.monotonic()
-            lag_s = turned - before - timeout_s
-            if lag_s > self.config.heartbeat_s:
+            if (lag_s := turned - before - timeout_s) > self.config.heartbeat_s:
                 log.warning("the master did not run for %.1f s; nobody is judged for it", lag_s)
                 self._step(f.Lagged(lag_s))
             for arrival in arrivals:
                 self._on_arrival(arrival)
             self.relay.acknowledge()
-            self._ready_fds(ready)
-            self.relay.ended(ready)
+            if ready or self.channel.needs_care:
+                self._ready_fds(ready)
+                self.relay.ended(ready)
             self._periodic(time.monotonic())
             if self.relay.changed and self.proceeding:
                 self.relay.members(*who_is_there(self.fleet))
@@ -130,9 +130,9 @@ class Master:
 
     def _timeout_s(self, now: float) -> float:
         """Until the next tick, the next publication of totals, or the fleet's next deadline."""
-        deadline_s = self.fleet.next_deadline(now)
-        if deadline_s is not None:
+        if self.fleet.stepped and (deadline_s := self.fleet.next_deadline(now)) is not None:
             self.tick_due = min(self.tick_due, now + max(deadline_s, TURN_MIN_S))
+        self.fleet.stepped = False
         due = min(self.tick_due, self.broadcast.due) if self.totals_dirty else self.tick_due
         return max(0.0, due - now)
 

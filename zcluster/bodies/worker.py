@@ -28,7 +28,7 @@ from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.fleet_events import BOOT_FAILED_CODE, LANE_TAKEN_CODE
 from zcluster.core.joining import Joined
-from zcluster.core.mail import MEMBERS, TOPICS, worker_name
+from zcluster.core.mail import MEMBERS, TOPICS, Mail, worker_name
 from zcluster.core.slow import SLOW_AFTER_S, SLOW_MAX, slow_requests
 from zcluster.errors import ClusterError
 from zcluster.http import AccessLog, Engine, Limits, behind_proxies
@@ -181,11 +181,13 @@ class Worker:
     def _turn(self, now: float) -> None:
         due = min(self.tick_due, self.beat_due, self.teller.due, self.mailbox.due)
         delivered, ready = self.link.poll(max(0.0, due - now))
-        self._ready_fds(ready)
+        if ready:
+            self._ready_fds(ready)
         now = time.monotonic()
         for item in delivered:
             self.mailbox.take(item, now)
-            self._on_delivered(item)
+            if type(item) is not Mail:
+                self._on_delivered(item)
         self.mailbox.pump(self.link, now)
         self._periodic(now)
 

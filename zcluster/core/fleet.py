@@ -53,6 +53,7 @@ class Fleet(SlotOrders):
     # ---- the machine -----------------------------------------------------------------------------------------------
     def step(self, event: f.FleetEvent, now: float) -> list[f.FleetCommand]:
         """Take one event at the time `now` (seconds, any monotonic clock); returns what to do, in order."""
+        self.stepped = True
         if self.finished:
             return []
         self.out = []

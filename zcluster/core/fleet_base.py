@@ -88,6 +88,7 @@ class Base:
         self.ran = False  # all were READY at once
         self.launcher_gone = False
         self.finished = False
+        self.stepped = True  # what it waits for may be another than when somebody looked last
         self.crashes = 0
         self.boot_text = ""
         self.out: list[f.FleetCommand] = []
