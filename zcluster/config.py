@@ -105,6 +105,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_dir: Annotated[
         str, _text("--run-dir", "tmpfs directory for sockets and shared memory.", "DIR", fixed="it is found there")
     ] = ""  # the launcher then takes /dev/shm: tmpfs everywhere, also in read-only containers
+    hooks: Annotated[
+        str,
+        _text(
+            "--hooks",
+            "Class whose functions are called at the turns of the cluster's life: MODULE:CLASS; see zcluster.Hooks.",
+            "MODULE:CLASS",
+            fixed="the process that calls them outlives a reload",
+        ),
+    ] = ""
     preload: Annotated[
         Literal["auto", "on", "off"],
         _choice(

@@ -374,7 +374,7 @@ class Launcher:
         if kind not in self.brood.services:
             try:
                 boot = self._boot(kind=kind)
-                role = "watcher" if kind == "watcher" else "service"
+                role = kind if kind in ("watcher", "hooks") else "service"
                 self.brood.services[kind] = exec_child(role, self.site.rundir.name, boot, (), now)
             except SpawnError as error:
                 log.error("%s", error)
@@ -414,8 +414,7 @@ class Launcher:
         while orderly and (self.brood.zygotes or self.brood.services or self.strays) and time.monotonic() < deadline:
             self.signals.wait(0.1)
             for death in process.reap():
-                writer = self.brood.services.get("checkpoint")
-                kept |= death.code != 0 and writer is not None and death.pid == writer.pid
+                kept |= death.code != 0 and self.brood.is_writer(death.pid)
                 self._on_death(death, time.monotonic())
             self.strays.sweep(time.monotonic())
         kept |= "checkpoint" in self.brood.services

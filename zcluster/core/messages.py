@@ -71,6 +71,8 @@ class Snapshot(Struct, frozen=True, array_like=True):
     slow: dict[int, tuple[SlowRequest, ...]] = {}  # by worker id, of its last heartbeat, oldest first
     refused: dict[str, int] = {}  # requests that no app saw, by reason, as the living workers have counted them
     members: Members | None = None
+    slots: tuple[int, ...] = ()  # those that are open
+    vacant: dict[int, str] = {}  # of these, the ones without a worker, and what they wait for
 
 
 # ---- ctl, peer -> master ------------------------------------------------------------------------------------------
@@ -177,13 +179,14 @@ class Probe(Struct, frozen=True, array_like=True, tag="probe"):
 
 
 class Event(Struct, frozen=True, array_like=True, tag="event"):
-    """Something happened to a worker or the cluster: fork online listening disconnect exit error running reload."""
+    """What happened to a worker or the cluster: fork online listening disconnect exit error running reload scale."""
 
     epoch: int
     number: int
     kind: str
     worker: WorkerInfo | None = None
     text: str = ""
+    time_s: float = 0.0  # since 1970, by the master's clock
 
 
 # ---- evt, worker -> master ----------------------------------------------------------------------------------------

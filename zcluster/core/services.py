@@ -22,6 +22,7 @@ def wanted(config: Config, *, in_memory: bool) -> tuple[str, ...]:
     kinds = {
         "checkpoint": bool(config.state),
         "output": config.capture_output,
+        "hooks": bool(config.hooks),
         "watcher": config.reload and not in_memory,
     }
     return tuple(kind for kind, is_wanted in kinds.items() if is_wanted)
