@@ -1,4 +1,4 @@
-"""The command line: `zcluster run`, `config`, `check`, `systemd`, `ps`, `counters`, `scale`, `reload`, `stop`.
+"""The command line: `run`, `config`, `check`, `systemd`, `ps`, `counters`, `scale`, `reload`, `stop`, `dump`, `logs`.
 
 Invariant: every end of a command is an exit code of `errors` and, when it is not 0, one line on stderr that begins
 with "zcluster: error:". Only a bug of ours shows a traceback, and ends with 70.
@@ -17,9 +17,11 @@ import click
 
 from zcluster.errors import BusError, ClusterError, ReloadFailed, SpawnError
 from zcluster.follower import Refusal
+from zcluster.logview import logs_command
 from zcluster.parameters import SETTINGS, import_from, run_parameters, sources_of
 from zcluster.preview import check_command, config_command
 from zcluster.resolution import resolve
+from zcluster.stacks import dump_command
 from zcluster.unit import systemd_command
 from zcluster.unix.logs import complain
 
@@ -83,6 +85,8 @@ cli.add_command(
 cli.add_command(config_command)
 cli.add_command(check_command)
 cli.add_command(systemd_command)
+cli.add_command(dump_command)
+cli.add_command(logs_command)
 
 
 # ---- commands to a running cluster ---------------------------------------------------------------------------------

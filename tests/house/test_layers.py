@@ -8,7 +8,7 @@ import pytest
 from sources import ROOT, Source, sources
 
 LEAVES = {
-    *("config", "configcheck", "configfile", "option", "resolution", "tomllines"),
+    *("config", "configcheck", "describing", "configfile", "option", "resolution", "tomllines"),
     *("addresses", "accessformat", "trustedpeers", "errors", "current", "subscriptions"),
 }
 TOOLS = {"bus", "unix", "http"}
@@ -16,7 +16,7 @@ TOOLS = {"bus", "unix", "http"}
 DOORS = {
     *("cli", "cluster", "counter", "messaging", "testing"),
     *("__main__", "start", "whoami", "tables", "follower", "roster", "callbacks", "owned", "launched", "compat"),
-    *("handle", "news", "orders", "parameters", "preview", "unit"),
+    *("handle", "news", "orders", "parameters", "preview", "stacks", "logview", "unit"),
 }
 # What a pure module may import of the standard library: nothing that knows the time, a process, a file or chance.
 PURE = {

@@ -22,9 +22,8 @@ from zcluster.bus.link import Link
 from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.errors import BusError
-from zcluster.unix import leash, process
+from zcluster.unix import leash, logs, process
 from zcluster.unix.channel import Channel
-from zcluster.unix.logs import log_to_stderr
 from zcluster.unix.signals import HEARD, Signals
 
 log = logging.getLogger("zcluster.reload")
@@ -42,7 +41,8 @@ def main(control_fd: int) -> int:
     if not isinstance(boot, m.Boot):
         raise BusError(f"the first message to a watcher was {type(boot).__name__}, not Boot")
     config = msgspec.msgpack.decode(boot.config, type=Config)
-    log_to_stderr("watcher", config.log_level)
+    logs.begin("watcher", config, Path(boot.run_dir))
+    log.warning("--reload is for development: it watches files, and shows tracebacks to every client")
     process.set_title("zc-watcher")
     leash_fd = leash.wear(Path(boot.run_dir) / "leash")
     launcher_fd = os.pidfd_open(boot.launcher_pid)

@@ -23,6 +23,11 @@ class Kept:
         self._unacknowledged: dict[int, m.Died | m.ScaleBy] = {}  # by number
         self._numbers = 0
 
+    @property
+    def is_stopping(self) -> bool:
+        """A stop has begun; one that is only announced changes nothing yet."""
+        return self.stop is not None and not self.stop.delayed
+
     def died(self, pid: int, start: int, code: int | None, signal: int | None) -> m.Died:
         """A child has died: the message to the master, kept until it is Received."""
         told = m.Died(self._next_number(), pid, start, code, signal)

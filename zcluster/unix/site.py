@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from zcluster.config import Config
-from zcluster.errors import SpawnError
-from zcluster.unix import identity, leash, ledgerfile, listen, logfile, rundir, surroundings
+from zcluster.errors import ConfigError, SpawnError
+from zcluster.unix import identity, journal, leash, ledgerfile, listen, logfile, rundir, surroundings
 from zcluster.unix.cpus import available_cpus
 from zcluster.unix.identity import Identity
 from zcluster.unix.ledgerfile import LedgerFile
@@ -60,6 +60,16 @@ class Site:
         while self.listeners:
             self.listeners.pop().close()
 
+    def reopen_logs(self) -> None:
+        """After log rotation: have every log there again, under its own name, and every process write to that."""
+        for option in ("log_file", "access_logfile"):
+            try:
+                logfile.settle(getattr(self.config, option), option)
+            except ConfigError as error:
+                log.error("%s", error)
+        self.ledger.ledger.log_openings += 1
+        log.info("SIGUSR1: the logs are opened anew")
+
     def close(self, *, keep_ledger: bool = False) -> None:
         """Give everything back; the files go, but the ledger if it holds what no checkpoint does."""
         self.close_listeners()
@@ -92,6 +102,7 @@ def prepare(config: Config) -> Site:
             config,
             workers=config.workers or available_cpus(),
             access_logfile=logfile.settle(config.access_logfile),
+            log_file=logfile.settle(config.log_file, "log_file"),
         )
     _raise_fd_limit()
     base = Path(config.run_dir) if config.run_dir else None
@@ -134,6 +145,7 @@ def _prepare(config: Config, who: Identity | None, base: Path | None, undo: Exit
     locks.try_lock(LAUNCHER_BYTE)
     ledger = _make_ledger(config, run.path / "ledger", state)
     undo.callback(ledger.close)
+    journal.make(run.path)
     leash.make(run.path / "leash")
     leash_fd = leash.hold(run.path / "leash")
     undo.callback(os.close, leash_fd)
