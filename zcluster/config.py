@@ -28,7 +28,6 @@ _LISTENING: Final = "the sockets stay open from start to end"
 _LEDGER: Final = "the ledger is made once, at the start"
 _PERIODS: Final = "processes of both generations and their judges have to agree on it"
 _SURROUNDINGS: Final = "every process has it from its start"
-_USER: Final = "whoever has given up privileges cannot have them back"
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -290,11 +289,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _text("--access-logformat", "Format of these lines, in gunicorn's atoms, or 'json'.", "FORMAT", least=1),
     ] = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
     user: Annotated[
-        str, _text(("--user", "-u"), "Once the sockets are bound, be this user; needs root.", "USER", fixed=_USER)
+        str,
+        _text(("--user", "-u"), "Once the sockets are bound, be this user; needs root.", "USER", fixed=_SURROUNDINGS),
     ] = ""
-    # not gunicorn's, which stays in the group of root
     group: Annotated[
-        str, _text(("--group", "-g"), "And in this group; default: those of --user.", "GROUP", fixed=_USER)
+        str, _text(("--group", "-g"), "And in this group; default: those of --user.", "GROUP", fixed=_SURROUNDINGS)
     ] = ""
     umask: Annotated[
         str, _text(("--umask", "-m"), "Umask of all processes, octal (027).", "MODE", fixed=_SURROUNDINGS)
