@@ -8,7 +8,7 @@ import pytest
 from sources import ROOT, Source, sources
 
 LEAVES = {
-    *("config", "configcheck", "configfile", "option", "resolution", "tomllines"),
+    *("config", "configcheck", "describing", "configfile", "option", "resolution", "tomllines"),
     *("addresses", "accessformat", "trustedpeers", "errors", "current", "subscriptions", "hooks"),
 }
 TOOLS = {"bus", "unix", "http"}

@@ -31,7 +31,7 @@ from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
 from zcluster.core.fleet_worker import ONLINE, READY
 from zcluster.core.mail import Got, Mail, Missing
 from zcluster.core.questions import Questions
-from zcluster.core.services import Services, wanted
+from zcluster.core.services import Services, kinds
 from zcluster.core.snapshot import fleet_snapshot, who_is_there
 from zcluster.core.standing import Standing
 from zcluster.errors import BusError
@@ -92,7 +92,7 @@ class Master:
         self.zygotes = Zygotes(self.hub.register, self.hub.unregister)
         self.ending = Ending(boot.run_dir, self.zygotes)
         self.questions = Questions(can_reload=boot.kind != m.IN_MEMORY)
-        self.services = Services(wanted(config, in_memory=boot.kind == m.IN_MEMORY), random)
+        self.services = Services(kinds(config), random)
         self.broadcast, self.standing = Broadcast(self.hub), Standing()
         self.desk = Desk(self.hub, self.peers, self.relay, self.questions, self, process.start_time)
         self.tick_due = self.beat_due = 0.0

@@ -331,15 +331,10 @@ class Received(Struct, frozen=True, array_like=True, tag="received"):
 
 
 class Running(Struct, frozen=True, array_like=True, tag="running"):
-    """Master -> launcher: all workers are ready; print the line."""
+    """Master -> launcher: all workers are ready; or (`workers` is 0) only how the cluster stands by now."""
 
     workers: int
-
-
-class Standing(Struct, frozen=True, array_like=True, tag="standing"):
-    """Master -> launcher: how the cluster stands, for the service manager; told when it has changed."""
-
-    text: str
+    standing: str = ""  # one line for the service manager, told when it has changed
 
 
 class Failed(Struct, frozen=True, array_like=True, tag="failed"):
@@ -402,6 +397,6 @@ class Synced(Struct, frozen=True, array_like=True, tag="synced"):
 
 Control = (
     Boot | StartZygote | ZygoteUp | EndZygote | StartService | ServiceUp | Proceed | Died | Stop | Received | Running
-    | Failed | Standing | Size | ScaleBy | Settings | Reload | Commit | Capture
+    | Failed | Size | ScaleBy | Settings | Reload | Commit | Capture
     | Imported | ImportFailed | Fork | Forked | ForkFailed | Sync | Synced
 )  # fmt: skip
