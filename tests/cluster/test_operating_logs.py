@@ -170,7 +170,7 @@ def test_logs_of_a_running_cluster(cluster, capsysbinary):
     cluster.shows(cluster.get("/print?text=marked"), "marked")
     master = see(cluster).master
     kill(master, number=signal.SIGSTOP)
-    try:  # workers may say something meanwhile: it is compared with what there was before and with what there is after
+    try:  # workers may say something meanwhile: compared is what there was before, and what there is after
         before = logs()
         last = logs("-n", "2")
         slots = {slot: logs("--worker", str(slot)) for slot in (0, 1, 7)}
