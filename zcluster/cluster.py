@@ -171,7 +171,7 @@ class Cluster(Handle):
     def stop(self, quick: bool = False, timeout_s: float | None = None) -> int:
         """End the cluster and close this handle; requests in flight are finished first. Returns the exit code.
 
-        After `timeout_s` seconds (default: the drain's own limit and 25 s) a launcher that we started is killed, its
+        After `timeout_s` seconds (default: the drain's own limits and 25 s) a launcher that we started is killed, its
         workers leave by themselves, and `ClusterError` is raised. When it has ended already, only closes the handle.
         """
         if self._launched is None or self._closed:
@@ -182,7 +182,8 @@ class Cluster(Handle):
                 if not quick:
                     self._flush()
                 self.request_stop(quick=quick)
-            drain_s = self._config.graceful_timeout_s if self._config is not None else WAIT_TIMEOUT_S
+            config = self._config
+            drain_s = config.drain_delay_s + config.graceful_timeout_s if config is not None else WAIT_TIMEOUT_S
             return self.wait(drain_s + STOP_MARGIN_S if timeout_s is None else timeout_s)
         except BaseException:
             if self._config is not None:

@@ -30,16 +30,16 @@ from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
 from zcluster.core.fleet_worker import ONLINE, READY
 from zcluster.core.mail import Got, Mail, Missing
 from zcluster.core.questions import Questions
-from zcluster.core.services import Services, kinds
+from zcluster.core.services import Services, wanted
 from zcluster.core.snapshot import fleet_snapshot, who_is_there
+from zcluster.core.standing import Standing
 from zcluster.core.verbs import VERBS
 from zcluster.errors import BusError
-from zcluster.unix import lanes, leash, logs, process
+from zcluster.unix import lanes, leash, logs, process, vitals
 from zcluster.unix.channel import Channel
 from zcluster.unix.ending import Ending
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import MASTER_BYTE, LockFile
-from zcluster.unix.notes import read_note
 from zcluster.unix.signals import HEARD, Signals
 from zcluster.unix.zygotes import Zygotes
 
@@ -92,11 +92,10 @@ class Master:
         self.zygotes = Zygotes(self.hub.register, self.hub.unregister)
         self.ending = Ending(boot.run_dir, self.zygotes)
         self.questions = Questions(can_reload=boot.kind != m.IN_MEMORY)
-        self.services = Services(kinds(config), random)
-        self.broadcast = Broadcast(self.hub)
-        self.totals_dirty = True
+        self.services = Services(wanted(config, in_memory=boot.kind == m.IN_MEMORY), random)
+        self.broadcast, self.standing = Broadcast(self.hub), Standing()
         self.tick_due = self.beat_due = 0.0
-        self.proceeding = self.launcher_gone = False
+        self.totals_dirty, self.proceeding, self.launcher_gone = True, False, False
         self.final: f.Finish | None = None
         for fd in (channel.fileno(), self.launcher_fd, signals.fileno()):
             self.hub.register(fd)
@@ -208,10 +207,10 @@ class Master:
             log.warning("%s", loss)
             return
         worker = self.fleet.by_process(death.pid, death.start)
-        if worker is not None and death.code == f.BOOT_FAILED_CODE:
-            self._step(f.BootFailed(worker.id, read_note(Path(self.boot.run_dir) / f"boot-{worker.id}")))
         if worker is not None and worker.ready_at is None:
-            said = lanes.last_state(self.ledger, worker)
+            said, note = lanes.last_state(self.ledger, worker), self.ending.boot_note(worker.id)
+            if note and (death.code == f.BOOT_FAILED_CODE or worker.doomed):
+                self._step(f.BootFailed(worker.id, note))
             if said == READY and worker.state == ONLINE:
                 self._step(f.Ready(worker.id))  # it served, and died before its Ready came here
             elif said is None and death.code == f.LANE_TAKEN_CODE:  # else the code is the app's
@@ -219,8 +218,7 @@ class Master:
         self._step(f.Died(death.pid, death.start, death.code, death.signal))
 
     def _on_zygote(self, generation: int, message: m.Control) -> None:
-        event = of_zygote(generation, message, self.ledger.epoch)
-        if event is not None:
+        if (event := of_zygote(generation, message, self.ledger.epoch)) is not None:
             self._step(event)
 
     # ---- the bus ---------------------------------------------------------------------------------------------------
@@ -327,11 +325,13 @@ class Master:
             self.tick_due = now + (ORPHAN_TICK_S if self.launcher_gone else self.config.ledger_tick_s)
             self.ledger.master_tick_ns = time.monotonic_ns()
             self.relay.changed = True  # a worker that was asked for and never came is announced to nobody
-            self._look_for_deaths()
+            for id_ in vitals.vanished(self.fleet.living()):
+                self._step(f.Vanished(id_))
             for kind in self.services.due(now) if self.proceeding else ():
                 self.channel.send(m.StartService(kind))
+            self.standing.tell(self.fleet, self.channel.send)
             if self.proceeding or self.launcher_gone:
-                self._step(f.Ticked(lanes.ages(self.ledger, self.fleet.living())))
+                self._step(vitals.ticked(self.ledger, self.fleet.living(), self.config.hang_timeout_s))
         if now >= self.beat_due:
             self.beat_due = now + self.config.heartbeat_s
             self.totals_dirty = True  # an event may have been lost: the ledger is looked at once a heartbeat anyway
@@ -339,12 +339,6 @@ class Master:
         if self.totals_dirty and now >= self.broadcast.due:
             self.totals_dirty = False
             self.broadcast.totals(self.ledger.totals(), now)
-
-    def _look_for_deaths(self) -> None:
-        """The launcher tells them, with their status; but it may have been stopped, or be dead."""
-        for worker in self.fleet.living():
-            if worker.pid and not process.is_alive(worker.pid, worker.start):
-                self._step(f.Vanished(worker.id))
 
     # ---- doing what the fleet decides ------------------------------------------------------------------------------
     def _step(self, event: f.FleetEvent) -> None:
