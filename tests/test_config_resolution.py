@@ -69,6 +69,7 @@ def test_every_option_can_stand_in_a_file_and_in_a_variable(write, resolved):
         "unix_mode": "0660",
         "forwarded_allow_ips": "*",
         "health_path": "/",
+        "hooks": "a:B",
     }
     values = {o.field: others.get(o.field) or o.default or (o.least and int(o.least)) or "text" for o in options()}
     values |= {"umask": "027", "env": ("A=1", "B="), "reload": True, "reload_extra_file": ("a", "b")}
