@@ -19,6 +19,7 @@ from zcluster.errors import ClusterError
 
 BUS_THREAD = "ZMQbg/IO/0"  # as libzmq names the thread that reads and writes its sockets
 PAUSE_S = (0.1, 1.0)  # a pause that nobody may be killed for: SUSPECT begins at a third of the hang limit
+PAUSED = f"{PAUSE_S[0]:g} to {PAUSE_S[1]:g} s"
 HOLD_S = (0.3, 1.5)  # a shortage or a cut
 
 Act = Callable[[World, random.Random], Iterator[int]]
@@ -33,6 +34,7 @@ class Fault:
     """One kind of fault."""
 
     name: str
+    seen: str  # what is done, and what the cluster does then
     act: Act
     costs: bool  # whether requests under way may fail: only when the worker that answers them is ended by force
     needs: str = ""  # "trace", "shm"
@@ -42,11 +44,11 @@ class Fault:
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(name: str, *, costs: bool = False, needs: str = "", lasts: bool = False) -> Callable[[Act], Act]:
+def fault(name: str, seen: str, *, costs: bool = False, needs: str = "", lasts: bool = False) -> Callable[[Act], Act]:
     """Register a fault."""
 
     def register(act: Act) -> Act:
-        FAULTS[name] = Fault(name, act, costs, needs, lasts)
+        FAULTS[name] = Fault(name, seen, act, costs, needs, lasts)
         return act
 
     return register
@@ -58,14 +60,14 @@ def stay(seconds: tuple[float, float], rng: random.Random) -> None:
 
 
 # ---- deaths -------------------------------------------------------------------------------------------------------
-@fault("kill a worker", costs=True)
+@fault("kill a worker", "SIGKILL: reported with its signal, replaced at once in its slot and lane.", costs=True)
 def kill_worker(world: World, rng: random.Random) -> Iterator[int]:
     victim = rng.choice(world.workers())
     kill(victim)
     yield victim
 
 
-@fault("kill all workers", costs=True)
+@fault("kill all workers", "All at once: clients wait in the listening queue, nobody is refused.", costs=True)
 def kill_workers(world: World, rng: random.Random) -> Iterator[int]:
     victims = world.workers()
     kill(*victims)
@@ -82,13 +84,20 @@ def _killing(*roles: str) -> Act:
     return act
 
 
-fault("kill the master")(_killing("master"))
-fault("kill the zygote")(_killing("zygote"))
-fault("kill the checkpoint writer")(_killing("checkpoint writer"))
-fault("kill master and zygote")(_killing("master", "zygote"))
+fault(
+    "kill the master",
+    "The launcher starts another; it adopts the workers, epoch + 1, totals unchanged. Nobody stops serving.",
+)(_killing("master"))
+fault("kill the zygote", "Another one is started and imports the same code; workers serve on.")(_killing("zygote"))
+fault("kill the checkpoint writer", "Started again; the ledger counts meanwhile.")(_killing("checkpoint writer"))
+fault("kill master and zygote", "Both are started again, in any order.")(_killing("master", "zygote"))
 
 
-@fault("kill all but the launcher", costs=True)
+@fault(
+    "kill all but the launcher",
+    "The launcher and its sockets are left: connections wait, everything is started again, totals go on.",
+    costs=True,
+)
 def kill_all(world: World, rng: random.Random) -> Iterator[int]:
     victims = list(world.processes())
     rng.shuffle(victims)
@@ -111,7 +120,9 @@ def _pausing(role: str) -> Act:
 
 
 for role in ("worker", "master", "zygote", "checkpoint writer"):
-    fault(f"pause {'a' if role == 'worker' else 'the'} {role}", lasts=True)(_pausing(role))
+    fault(
+        f"pause {'a' if role == 'worker' else 'the'} {role}", f"SIGSTOP for {PAUSED}: nobody is killed.", lasts=True
+    )(_pausing(role))
 
 
 def _hanging(role: str) -> Act:
@@ -123,12 +134,19 @@ def _hanging(role: str) -> Act:
     return act
 
 
-fault("stop a worker for good", costs=True)(_hanging("worker"))
-fault("stop the master for good")(_hanging("master"))
+fault(
+    "stop a worker for good",
+    "SIGSTOP: no sign of life on the bus or in the ledger: hung after `--hang-timeout` (4 s here), replaced.",
+    costs=True,
+)(_hanging("worker"))
+fault(
+    "stop the master for good",
+    "Its tick stands still for `--master-timeout` (4 s here): the launcher kills and replaces it.",
+)(_hanging("master"))
 
 
 # ---- orders -------------------------------------------------------------------------------------------------------
-@fault("reload")
+@fault("reload", "New code, slot by slot, start-first.")
 def reload(world: World, rng: random.Random) -> Iterator[int]:
     before = world.workers()
     world.write()
@@ -136,7 +154,7 @@ def reload(world: World, rng: random.Random) -> Iterator[int]:
     yield from before
 
 
-@fault("reload of code that cannot be imported")
+@fault("reload of code that cannot be imported", "The order fails with the reason; the old generation serves on.")
 def reload_broken(world: World, rng: random.Random) -> Iterator[int]:
     before = world.snapshot()
     world.write(broken=rng.choice(["import no_such_module", "1 / 0", "raise SystemExit(4)", "def f(:"]))
@@ -154,7 +172,7 @@ def reload_broken(world: World, rng: random.Random) -> Iterator[int]:
     yield from ()
 
 
-@fault("scale up and down")
+@fault("scale up and down", "By one or two up, to fewer, and back.")
 def scale(world: World, rng: random.Random) -> Iterator[int]:
     for size in (world.size + rng.randint(1, 2), rng.randint(1, max(1, world.size - 1)), world.size):
         world.handle.scale(size, timeout_s=ORDER_S)
@@ -162,14 +180,25 @@ def scale(world: World, rng: random.Random) -> Iterator[int]:
 
 
 # ---- shortages ----------------------------------------------------------------------------------------------------
-@fault("fill /dev/shm", needs="shm", lasts=True)
+@fault(
+    "fill /dev/shm",
+    "Not a byte is left: the ledger was allocated when it was made, checkpoints are tried again.",
+    needs="shm",
+    lasts=True,
+)
 def fill(world: World, rng: random.Random) -> Iterator[int]:
     with full(world.shm):
         stay(HOLD_S, rng)
     yield from ()
 
 
-@fault("fill /dev/shm and kill a worker and the master", costs=True, needs="shm", lasts=True)
+@fault(
+    "fill /dev/shm and kill a worker and the master",
+    "Successors start without room.",
+    costs=True,
+    needs="shm",
+    lasts=True,
+)
 def fill_and_kill(world: World, rng: random.Random) -> Iterator[int]:
     victims = [rng.choice(world.workers()), world.of_role("master")]
     with full(world.shm):
@@ -178,7 +207,9 @@ def fill_and_kill(world: World, rng: random.Random) -> Iterator[int]:
     yield from victims
 
 
-@fault("no descriptors for a worker", needs="trace", lasts=True)
+@fault(
+    "no descriptors for a worker", "It can accept nothing: others do; connections wait.", needs="trace", lasts=True
+)
 def starve_worker(world: World, rng: random.Random) -> Iterator[int]:
     with without_descriptors(rng.choice(world.workers())):
         stay(HOLD_S, rng)
@@ -186,7 +217,13 @@ def starve_worker(world: World, rng: random.Random) -> Iterator[int]:
 
 
 # libzmq aborts a process that cannot accept on ipc: the master dies of it, and that is all.
-@fault("no descriptors for the master and kill a worker", costs=True, needs="trace", lasts=True)
+@fault(
+    "no descriptors for the master and kill a worker",
+    "libzmq aborts the master when it cannot accept the new worker; another one starts.",
+    costs=True,
+    needs="trace",
+    lasts=True,
+)
 def starve_master(world: World, rng: random.Random) -> Iterator[int]:
     victim = rng.choice(world.workers())
     with without_descriptors(world.of_role("master")):
@@ -196,14 +233,24 @@ def starve_master(world: World, rng: random.Random) -> Iterator[int]:
 
 
 # ---- the bus ------------------------------------------------------------------------------------------------------
-@fault("bus: reset", needs="trace", lasts=True)
+@fault(
+    "bus: reset",
+    "Some connections of all workers are shut down under their feet: reconnected, nobody is killed.",
+    needs="trace",
+    lasts=True,
+)
 def reset(world: World, rng: random.Random) -> Iterator[int]:
     for pid in world.workers():
         cut(pid, world.run_dir, tuple(rng.sample(("ctl", "pub", "evt"), rng.randint(1, 3))))
     yield from ()
 
 
-@fault("bus: loss", needs="trace", lasts=True)
+@fault(
+    "bus: loss",
+    "They are shut down, and nobody can connect for a while; messages of that time are lost, totals are not.",
+    needs="trace",
+    lasts=True,
+)
 def lose(world: World, rng: random.Random) -> Iterator[int]:
     with unreachable(world.run_dir):
         for pid in world.workers():
@@ -227,5 +274,6 @@ def _half_open(*, master: bool) -> Act:
     return act
 
 
-fault("bus: half-open and delay (a worker's end)", needs="trace", lasts=True)(_half_open(master=False))
-fault("bus: half-open and delay (the master's end)", needs="trace", lasts=True)(_half_open(master=True))
+HALF = "The thread that reads and writes the bus stands still, the connection stays open: late, but nobody is killed."
+fault("bus: half-open and delay (a worker's end)", HALF, needs="trace", lasts=True)(_half_open(master=False))
+fault("bus: half-open and delay (the master's end)", HALF, needs="trace", lasts=True)(_half_open(master=True))

@@ -51,6 +51,7 @@ class World:
     folder: Path  # the app and the log
     shm: Path  # the run directory, and with it all that must be on tmpfs
     options: argparse.Namespace
+    periods: tuple[str, ...] = PERIODS
     version: int = 0
     port: int = 0
     log: list[str] = field(default_factory=list)  # of those that have ended
@@ -72,7 +73,7 @@ class World:
 
     def start(self) -> None:
         """Start it and wait until it is ready. Raises `ClusterError`."""
-        words = [*ZCLUSTER, "run", "app:app", "--bind=127.0.0.1:0", f"--workers={self.size}", *PERIODS]
+        words = [*ZCLUSTER, "run", "app:app", "--bind=127.0.0.1:0", f"--workers={self.size}", *self.periods]
         words += [f"--run-dir={self.shm / 'run'}", f"--state={self.shm / 'state'}"]
         with (self.folder / "log").open("ab") as log:
             # A group of its own: ^C is ours alone, and the cluster is ended in order.
@@ -116,7 +117,7 @@ class World:
             return {}
 
     def processes(self) -> dict[int, str]:
-        """pid -> name, of every process whose parent is the launcher."""
+        """pid -> name of each process whose parent is the launcher, without stopped ones: they are as good as gone."""
         found = {}
         for entry in os.listdir("/proc"):
             if entry.isdigit():
@@ -125,7 +126,7 @@ class World:
                 except OSError:
                     continue
                 state, parent = rest.split()[:2]
-                if int(parent) == self.launcher.pid and state not in "ZX":
+                if int(parent) == self.launcher.pid and state not in "TZX":
                     found[int(entry)] = name
         return found
 
@@ -148,8 +149,14 @@ class World:
         return [int(worker["pid"]) for worker in self.snapshot().get("workers", []) if worker["state"] == "ready"]
 
     def of_role(self, role: str) -> int:
-        """The pid of the master, the zygote or a service; 0 when there is none."""
-        return next((pid for pid, name in self.processes().items() if name == ROLES[role]), 0)
+        """The pid of the master, the zygote or a service; waits until there is one. Raises `ClusterError`."""
+        deadline = time.monotonic() + ORDER_S
+        while time.monotonic() < deadline:
+            for pid, name in self.processes().items():
+                if name == ROLES[role]:
+                    return pid
+            time.sleep(LOOK_S)
+        raise ClusterError(f"there is no {role} for {ORDER_S:g} s:\n{self.tail()}")
 
     def is_whole(self, without: frozenset[int]) -> bool:
         """Whether every slot has one ready worker and every role its process, none of them in `without`."""
@@ -189,6 +196,7 @@ class World:
 
 def kill(*pids: int, number: int = signal.SIGKILL) -> None:
     """Send a signal to each that is still there."""
+    assert all(pid > 0 for pid in pids), "0 and -1 would be everybody"
     for pid in pids:
         try:
             os.kill(pid, number)
