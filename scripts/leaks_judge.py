@@ -1,17 +1,21 @@
 """Whether a series of measurements stays where it is, and a drawing of where it would be after a day.
 
-A line is fitted by least squares. It grows when it rises by more than chance explains (its slope is four standard
-errors) and by more than a floor over the whole run: one descriptor, thread or file; 256 KiB of memory.
+The first half of the samples is warm-up: caches fill, the allocator takes what it needs, a megabyte at a time.
+Through the rest goes the line with the median of all slopes between two samples (Theil and Sen): one step, or one
+outlier, does not move it; what leaks does. It grows when chance does not explain it (the lower end of the 99.9 %
+interval is above zero) and when it rises by more than a floor from the first sample to the last.
 """
 
+import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WARM = 0.25  # of the samples: caches fill, the allocator takes what it needs
+WARM = 0.5
 LEAST = 8  # samples: fewer are shown, not judged
-ERRORS = 4.0  # standard errors; by chance one slope of 30,000 is so steep
-FLOOR = {"KiB": 256.0}  # in other units 1
+DEVIATIONS = 3.3  # of the normal distribution, for 99.9 %
+FLOOR = {"KiB": 256.0}  # in other units 1: a descriptor, a thread, a file
 
 PANEL = (420, 150)  # pixels
 MARGIN = (64, 30)
@@ -28,20 +32,20 @@ class Series:
 
     @property
     def line(self) -> tuple[float, float, float]:
-        """Height at event 0, slope, and the standard error of the slope."""
-        n, x_mean, y_mean = len(self.events), _mean(self.events), _mean(self.values)
-        spread = sum((x - x_mean) ** 2 for x in self.events)
-        if n < 3 or not spread:
-            return y_mean, 0.0, 0.0
-        slope = sum((x - x_mean) * (y - y_mean) for x, y in zip(self.events, self.values, strict=True)) / spread
-        start = y_mean - slope * x_mean
-        rest = sum((y - start - slope * x) ** 2 for x, y in zip(self.events, self.values, strict=True))
-        return start, slope, math.sqrt(rest / (n - 2) / spread)
+        """The slope, and the ends of the interval around it."""
+        points = list(zip(self.events, self.values, strict=True))
+        slopes = sorted((y - v) / (x - u) for (u, v), (x, y) in itertools.combinations(points, 2))
+        if not slopes:
+            return 0.0, 0.0, 0.0
+        n = len(points)
+        width = DEVIATIONS * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)  # of Kendall's statistic
+        low, high = int((len(slopes) - width) / 2), int((len(slopes) + width) / 2)
+        return statistics.median(slopes), slopes[max(0, low)], slopes[min(len(slopes) - 1, high)]
 
     @property
     def growth(self) -> float:
-        """By how much the line rises over the run."""
-        return self.line[1] * (self.events[-1] - self.events[0])
+        """By how much the line rises over the samples."""
+        return self.line[0] * (self.events[-1] - self.events[0])
 
     @property
     def is_judged(self) -> bool:
@@ -49,19 +53,13 @@ class Series:
 
     @property
     def grows(self) -> bool:
-        _, slope, error = self.line
-        return self.is_judged and self.growth >= FLOOR.get(self.unit, 1.0) and slope > ERRORS * error
+        return self.is_judged and self.growth >= FLOOR.get(self.unit, 1.0) and self.line[1] > 0
 
     def after(self, events: float) -> tuple[float, float, float]:
-        """Where the line is then, and the same with a slope that is two standard errors smaller and larger."""
-        start, slope, error = self.line
-        middle = start + slope * events
-        width = 2 * error * max(0.0, events - _mean(self.events))
-        return middle, middle - width, middle + width
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+        """Where the line is then, and those of the ends of the interval, through the middle of the samples."""
+        x, y = statistics.median(self.events), statistics.median(self.values)
+        middle, low, high = (y + slope * (events - x) for slope in self.line)
+        return middle, low, high
 
 
 def without_warm_up(name: str, unit: str, events: Sequence[float], values: Sequence[float]) -> Series:

@@ -252,8 +252,9 @@ def reset(world: World, rng: random.Random) -> Iterator[int]:
     lasts=True,
 )
 def lose(world: World, rng: random.Random) -> Iterator[int]:
+    pids = world.workers()  # before: meanwhile nobody could come back whom another fault has cut off
     with unreachable(world.run_dir):
-        for pid in world.workers():
+        for pid in pids:
             cut(pid, world.run_dir)
         stay(HOLD_S, rng)
     yield from ()

@@ -74,7 +74,11 @@ def unreachable(run_dir: Path, names: tuple[str, ...] = NAMES) -> Iterator[None]
         yield
     finally:
         for name in names:
-            (run_dir / f"{name}-away").rename(run_dir / name)
+            away = run_dir / f"{name}-away"
+            if (run_dir / name).exists():  # of a master that has begun meanwhile: what is away is a dead one's
+                away.unlink()
+            else:
+                away.rename(run_dir / name)
 
 
 def may_trace(pid: int) -> bool:

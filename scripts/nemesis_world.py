@@ -117,7 +117,7 @@ class World:
             return {}
 
     def processes(self) -> dict[int, str]:
-        """pid -> name of each process whose parent is the launcher, without stopped ones: they are as good as gone."""
+        """pid -> name of each process whose parent is the launcher, without the stopped: they are as good as gone."""
         found = {}
         for entry in os.listdir("/proc"):
             if entry.isdigit():
