@@ -3,7 +3,7 @@
 The first half of the samples is warm-up: caches fill, the allocator takes what it needs, a megabyte at a time.
 Through the rest goes the line with the median of all slopes between two samples (Theil and Sen): one step, or one
 outlier, does not move it; what leaks does. It grows when chance does not explain it (the lower end of the 99.9 %
-interval is above zero) and when it rises by more than a floor from the first sample to the last.
+interval is above zero), when it rises by more than a floor from the first sample to the last, and in both halves.
 """
 
 import itertools
@@ -53,7 +53,19 @@ class Series:
 
     @property
     def grows(self) -> bool:
-        return self.is_judged and self.growth >= FLOOR.get(self.unit, 1.0) and self.line[1] > 0
+        return (
+            self.is_judged
+            and self.growth >= FLOOR.get(self.unit, 1.0)
+            and self.line[1] > 0
+            and all(part.line[0] > 0 for part in self.halves)
+        )
+
+    @property
+    def halves(self) -> tuple["Series", "Series"]:
+        """What leaks rises in both; a single step in the middle, which makes half of all slopes, in neither."""
+        middle = len(self.events) // 2
+        first = Series(self.name, self.unit, self.events[:middle], self.values[:middle])
+        return first, Series(self.name, self.unit, self.events[middle:], self.values[middle:])
 
     def after(self, events: float) -> tuple[float, float, float]:
         """Where the line is then, and those of the ends of the interval, through the middle of the samples."""

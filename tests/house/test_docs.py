@@ -63,6 +63,7 @@ def test_every_page_is_found():
         "LOGS",
         "DECISIONS",
         "OPERATIONS",
+        "RELIABILITY",
     }
     assert wanted <= {page.stem for page in PAGES}
     assert len([page for page in PAGES if page.stem == "README"]) == 7

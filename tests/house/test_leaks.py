@@ -27,6 +27,7 @@ LINES = {
     "noise": ([30_000.0 + noise for noise in NOISE], False),
     "saturates": ([30_000.0 - 3000 * 0.7**n for n in range(40)], False),
     "one step": ([30_000.0 + 1000 * (n > 32) for n in range(40)], False),
+    "one step in the middle": ([30_000.0 + 1400 * (n > 30) for n in range(40)], False),
     "leaks": ([30_000.0 + 25 * n for n in range(40)], True),
     "leaks under noise": ([30_000.0 + 60 * n + noise for n, noise in enumerate(NOISE)], True),
     "leaks by steps": ([30_000.0 + 128 * (n // 3) for n in range(40)], True),
