@@ -91,7 +91,7 @@ def _listen(link: Link, channel: Channel, signals: Signals, story: HookCalls, ca
             link.unregister(channel.fileno())
             while delivered := link.poll(LAST_WORDS_S)[0]:
                 _take(story, calls, delivered)
-            return not any(wish.quick for wish in wishes)
+            return bool(wishes) and not any(wish.quick for wish in wishes)  # none: the launcher is dead
 
 
 def _take(story: HookCalls, calls: "_Calls", delivered: Sequence[object]) -> None:
