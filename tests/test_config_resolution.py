@@ -71,6 +71,8 @@ def test_every_option_can_stand_in_a_file_and_in_a_variable(write, resolved):
         "health_path": "/",
     }
     values = {o.field: others.get(o.field) or o.default or (o.least and int(o.least)) or "text" for o in options()}
+    values |= {"umask": "027", "env": ("A=1", "B="), "reload": True, "reload_extra_file": ("a", "b")}
+    values |= {"capture_output": True}
     values |= dict.fromkeys(("restart_limit", "max_requests", "max_requests_jitter", "max_rss_mib", "max_age_s"), 7)
     values["drain_delay_s"] = 7
     write(zcluster="\n".join(f"{o.name} = {json.dumps(values[o.field])}" for o in options()))

@@ -1,4 +1,4 @@
-"""The command line: `zcluster run`, `config`, `check`, `ps`, `counters`, `scale`, `reload`, `stop`.
+"""The command line: `zcluster run` and what is made for it, and the commands to a cluster that runs.
 
 Invariant: every end of a command is an exit code of `errors` and, when it is not 0, one line on stderr that begins
 with "zcluster: error:". Only a bug of ours shows a traceback, and ends with 70.
@@ -10,15 +10,19 @@ import json
 import re
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from zcluster.errors import BusError, ClusterError, ReloadFailed, SpawnError
 from zcluster.follower import Refusal
+from zcluster.logview import logs_command
 from zcluster.parameters import SETTINGS, import_from, run_parameters, sources_of
 from zcluster.preview import check_command, config_command
 from zcluster.resolution import resolve
+from zcluster.stacks import dump_command
+from zcluster.unit import systemd_command
 from zcluster.unix.logs import complain
 
 NOT_DONE: Final = ReloadFailed.exit_code  # the cluster runs, and has not done what it was told
@@ -69,7 +73,7 @@ def _run(**given: Any) -> int:
     """
     sources = sources_of(given)
     config = resolve(sources).config
-    import_from(sources.folder)
+    import_from(str(Path(sources.folder, config.chdir)))
     from zcluster.bodies import launcher
 
     return launcher.run(config, sources=sources)
@@ -80,6 +84,9 @@ cli.add_command(
 )
 cli.add_command(config_command)
 cli.add_command(check_command)
+cli.add_command(dump_command)
+cli.add_command(logs_command)
+cli.add_command(systemd_command)
 
 
 # ---- commands to a running cluster ---------------------------------------------------------------------------------

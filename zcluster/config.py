@@ -24,6 +24,7 @@ from zcluster.option import Option, misfit, nearest
 _LISTENING: Final = "the sockets stay open from start to end"
 _LEDGER: Final = "the ledger is made once, at the start"
 _PERIODS: Final = "processes of both generations and their judges have to agree on it"
+_SURROUNDINGS: Final = "every process has it from its start"
 
 
 def _extra(flags: str | tuple[str, ...], metavar: str, env: str, fixed: str) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def _extra(flags: str | tuple[str, ...], metavar: str, env: str, fixed: str) -> 
     }
 
 
-def _seconds(flag: str, least_s: float, most_s: float, text: str, fixed: str = "") -> Meta:
+def _seconds(flag: str | tuple[str, ...], least_s: float, most_s: float, text: str, fixed: str = "") -> Meta:
     return Meta(description=text, ge=least_s, le=most_s, extra=_extra(flag, "SECONDS", "", fixed))
 
 
@@ -49,6 +50,10 @@ def _number(
 def _text(flags: str | tuple[str, ...], text: str, meta: str, env: str = "", least: int = 0, fixed: str = "") -> Meta:
     """Describe a string of at least so many characters, or a list of at least so many strings."""
     return Meta(description=text, min_length=least, max_length=4096, extra=_extra(flags, meta, env, fixed))
+
+
+def _switch(flag: str, text: str, fixed: str = "") -> Meta:
+    return Meta(description=text, extra=_extra(flag, "", "", fixed))
 
 
 def _choice(flags: str | tuple[str, ...], text: str, meta: str = "", fixed: str = "") -> Meta:
@@ -139,6 +144,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Node's; long enough for a page and its parts, short enough not to hoard connections
     keep_alive_s: Annotated[
         float, _seconds("--keep-alive", 0.01, 3600, "An idle connection waits this long for its next request.")
+    ] = 5.0
+    # off: what is too long only its operator knows; gunicorn's 30 s are written as --timeout 30
+    timeout_s: Annotated[
+        float,
+        _seconds(
+            ("--timeout", "-t"),
+            0,
+            86400,
+            "A request this long in the app, with nothing sent or received, is logged with its stack; 0: none.",
+        ),
+    ] = 0.0
+    # what was only slow ends soon after the limit; what hangs is not to hold a thread for much longer than that
+    timeout_grace_s: Annotated[
+        float,
+        _seconds("--timeout-grace", 0.01, 86400, "So long after --timeout the worker is replaced, start-first."),
     ] = 5.0
     # gunicorn's worker timeout; but here a slow request is no hang, only a loop that stands still
     hang_timeout_s: Annotated[
@@ -298,6 +318,86 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str,
         _text("--access-logformat", "Format of these lines, in gunicorn's atoms, or 'json'.", "FORMAT", least=1),
     ] = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+    # stderr, where a supervisor, a container or a shell looks for it; the second spelling is gunicorn's
+    log_file: Annotated[
+        str,
+        _text(
+            ("--log-file", "--error-logfile"),
+            "Our log goes to this file, '-': to stderr.",
+            "FILE",
+            least=1,
+            fixed="it is one log for all processes, and some outlive a reload",
+        ),
+    ] = "-"
+    log_format: Annotated[
+        Literal["text", "json"],
+        _choice(
+            "--log-format",
+            "Lines of our log: text, or one JSON object each.",
+            "FORMAT",
+            fixed="it is one log for all processes, and some outlive a reload",
+        ),
+    ] = "text"
+    # gunicorn's: what an app prints is its own, unless it is asked for
+    capture_output: Annotated[
+        bool,
+        _switch(
+            "--capture-output",
+            "What workers write to stdout and stderr goes line by line into our log, with their prefix.",
+            fixed="its pipes belong to the workers for life",
+        ),
+    ] = False
+    # whoever starts it: a program that changes its user unasked surprises everybody
+    user: Annotated[
+        str,
+        _text(
+            ("--user", "-u"),
+            "Once the sockets are bound, be this user (name or id); needs root.",
+            "USER",
+            fixed="whoever has given up privileges cannot have them back",
+        ),
+    ] = ""
+    # not gunicorn's, which stays in the group of root
+    group: Annotated[
+        str,
+        _text(
+            ("--group", "-g"),
+            "And in this group (name or id); default: those of --user.",
+            "GROUP",
+            fixed="it goes with the user",
+        ),
+    ] = ""
+    umask: Annotated[
+        str, _text(("--umask", "-m"), "Umask of all processes, octal (027).", "MODE", fixed=_SURROUNDINGS)
+    ] = ""
+    chdir: Annotated[
+        str, _text("--chdir", "Working directory; the app is imported from there.", "DIR", fixed=_SURROUNDINGS)
+    ] = ""
+    env: Annotated[
+        tuple[str, ...],
+        _text(("--env", "-e"), "Set a variable for the app; may be repeated.", "NAME=VALUE", fixed=_SURROUNDINGS),
+    ] = ()
+    pidfile: Annotated[
+        str,
+        _text(("--pid", "-p"), "Write the launcher's process id into this file.", "FILE", fixed="others look there"),
+    ] = ""
+    reload: Annotated[
+        bool,
+        _switch(
+            "--reload",
+            "For development: reload when code changes, and show in the browser why new code does not load.",
+            fixed="who watches is started once",
+        ),
+    ] = False
+    reload_extra_file: Annotated[
+        tuple[str, ...],
+        _text(
+            "--reload-extra-file",
+            "Watch this file or directory too; may be repeated.",
+            "PATH",
+            fixed="who watches is started once",
+        ),
+    ] = ()
     # deaths, replacements, starts and stops; nothing per request
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],
@@ -328,11 +428,12 @@ def options() -> Iterator[Option]:
 def make_config(**values: Any) -> Config:
     """Return the checked configuration for these options, named as the fields of `Config`.
 
-    A single string is accepted for `bind`, and "auto" for `workers`. Raises `ConfigError` naming
+    A single string is accepted for a list of them, and "auto" for `workers`. Raises `ConfigError` naming
     the option.
     """
-    if isinstance(values.get("bind"), str):
-        values["bind"] = (values["bind"],)
+    for field in ("bind", "env", "reload_extra_file"):
+        if isinstance(values.get(field), str):
+            values[field] = (values[field],)
     if values.get("workers") == "auto":
         values["workers"] = 0
     unknown = sorted(set(values) - set(Config.__struct_fields__))

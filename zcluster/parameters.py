@@ -60,6 +60,8 @@ def _parameter(option: Option) -> click.Parameter:
         text += f"  [default: {shown}]"
     if option.choices and len(option.flags) == 2:  # on | off | auto: one flag for each of the first two
         return click.Option([option.field, "/".join(option.flags)], default=None, help=text)
+    if option.type is bool:
+        return click.Option([*option.flags, option.field], is_flag=True, default=None, help=text)
     return click.Option(
         [*option.flags, option.field],
         type=click.Choice(option.choices) if option.choices else str if "auto" in option.metavar else option.type,

@@ -35,7 +35,7 @@ EXITED_MAX: Final = 4096  # ids remembered as gone; a snapshot that is older tha
 
 _WORKER_KEYS: Final = (
     *("id", "slot", "lane", "pid", "state", "generation", "requests", "inflight"),
-    *("connections", "threads", "rss_bytes", "uptime_s", "restarts", "oldest_request_s"),
+    *("connections", "threads", "rss_bytes", "uptime_s", "restarts", "oldest_request_s", "note"),
 )
 _CLUSTER_KEYS: Final = (
     *("urls", "epoch", "generation", "state", "launcher_pid", "master_pid", "zygote_pid", "counters"),

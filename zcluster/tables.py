@@ -6,6 +6,8 @@ Invariant: pure text from a snapshot; a column is as wide as its widest cell, nu
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zcluster.core.slow import printable
+
 _NUMERIC_FROM = 5  # of the columns below: counts stand to the right, names to the left
 _COLUMNS = (
     *("ID", "SLOT", "PID", "STATE", "GEN"),
@@ -35,9 +37,9 @@ def cluster_table(seen: Mapping[str, Any]) -> str:
         for worker in workers
     ]
     head, *table = _aligned([_COLUMNS, *rows])
-    lines += ["", head]
+    lines += ["", f"{head}  NOTE" if any(worker["note"] for worker in workers) else head]
     for worker, line in zip(workers, table, strict=True):
-        lines += [line, *_slow_lines(worker["slow"])]
+        lines += [f"{line}  {worker['note']}".rstrip(), *_slow_lines(worker["slow"])]
     if seen["refused"]:
         often = sorted(seen["refused"].items(), key=lambda one: (-one[1], one[0]))
         lines += ["", "refused: " + ", ".join(f"{number:,} {reason}" for reason, number in often)]
@@ -66,14 +68,9 @@ def _slow_lines(requests: Sequence[Mapping[str, Any]]) -> list[str]:
     ages = [_span(request["age_s"]) for request in requests]
     width = max(map(len, ages), default=0)
     return [
-        f"    {age.rjust(width)}  {_printable(request['method'])} {_printable(request['path'])}"
+        f"    {age.rjust(width)}  {printable(request['method'])} {printable(request['path'])}"
         for age, request in zip(ages, requests, strict=True)
     ]
-
-
-def _printable(text: str) -> str:
-    """Return a client's words as any terminal may show them: what is no visible ASCII character is spelled out."""
-    return "".join(char if " " <= char <= "~" else char.encode("unicode_escape").decode() for char in text)
 
 
 def _size(size_bytes: int) -> str:

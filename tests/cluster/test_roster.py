@@ -220,7 +220,7 @@ def test_ps_json_has_exactly_the_promised_keys():
     assert form["urls"] == ["http://a:1", "http://b:2"]
     assert set(form["workers"][0]) == {
         *("id", "slot", "lane", "pid", "state", "generation", "requests", "inflight", "connections", "threads"),
-        *("rss_bytes", "uptime_s", "restarts", "oldest_request_s", "slow"),
+        *("rss_bytes", "uptime_s", "restarts", "oldest_request_s", "note", "slow"),
     }
 
 

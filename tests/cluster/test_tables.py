@@ -55,6 +55,21 @@ def test_slow_requests_stand_below_their_worker():
     assert all(" " <= char <= "~" or char == "\n" for char in table)
 
 
+def test_what_ails_a_worker_stands_at_the_end_of_its_line():
+    """A column that is there only when somebody has something."""
+    workers = (
+        WorkerInfo(1, 0, 0, 1, 4711, 1, "ready"),
+        WorkerInfo(2, 1, 1, 1, 4712, 1, "suspect", note="GIL held"),
+    )
+    form = ps_form(Snapshot("app", ("http://a:1",), 1, 1, "running", 10, 11, 12, {}, workers))
+    assert cluster_table(form).splitlines()[3:] == [
+        "ID  SLOT  PID   STATE    GEN  REQUESTS  IN FLIGHT  CONNS  THREADS  RSS  UPTIME  RESTARTS  OLDEST  NOTE",
+        "1   0     4711  ready    1           0          0      0        0    -    0.0s         0       -",
+        "2   1     4712  suspect  1           0          0      0        0    -    0.0s         0       -  GIL held",
+    ]
+    assert [worker["note"] for worker in form["workers"]] == ["", "GIL held"]
+
+
 def test_no_counters_is_said():
     """An empty table is not an empty line."""
     assert counters_table({}) == "no counters"

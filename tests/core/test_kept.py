@@ -76,7 +76,7 @@ def test_wishes_that_cannot_be():
     """Nothing is kept of them, and it is said why."""
     kept = Kept()
     assert kept.wish("SIGHUP", can_reload=False) == (NO_RELOAD, None)
-    assert kept.wish("SIGUSR1", can_reload=True) == ("does nothing in this release", None)
+    assert kept.wish("SIGUSR2", can_reload=True) == ("does nothing in this release", None)
     kept.stop = m.Stop(quick=False)
     for name in ("SIGHUP", "SIGTTIN", "SIGTTOU"):
         assert kept.wish(name, can_reload=True) == ("too late, the cluster is stopping", None)
@@ -91,6 +91,20 @@ def test_deaths_nobody_acknowledges_are_bounded():
     told = kept.told()
     assert len(told) == UNACKNOWLEDGED_MAX
     assert told[0].number == 4
+
+
+def test_a_reload_is_under_way_from_the_wish_to_the_end():
+    """Also before a master knows of it, and while the end of another one is told."""
+    kept = Kept()
+    assert not kept.is_reloading
+    _, wish = kept.wish("SIGHUP", can_reload=True)
+    assert kept.is_reloading
+    kept.take(m.Reload(()))  # of one before
+    assert kept.is_reloading
+    kept.take(wish)
+    assert kept.is_reloading
+    kept.take(m.Reload(()))
+    assert not kept.is_reloading
 
 
 def test_every_decision_has_its_message():

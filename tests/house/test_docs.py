@@ -60,6 +60,7 @@ def test_every_page_is_found():
         "CONFIGURATION",
         "FORK_SAFETY",
         "SIGNALS",
+        "LOGS",
         "DECISIONS",
     }
     assert wanted <= {page.stem for page in PAGES}

@@ -1,10 +1,9 @@
 """The master: owns ROUTER, PUB and PULL, and supervises by asking.
 
 Theory of operation. One loop, one thread, one place to wait. Everything that happens (a message, a death that the
-launcher reports, a zygote's answer, time) becomes one event for `core.fleet`, which answers with commands; this
-module performs them. It never imports the app, never forks, reaps nothing, and can be killed at any instruction: what
-the next master must know lies in the ledger (epoch, next id, who owns which lane), with the launcher (deaths, the
-wish to stop) and with the zygote (forks).
+launcher reports, a zygote's answer, time) becomes one event for `core.fleet`, which answers with commands, performed
+here. It never imports the app, never forks, reaps nothing, and can be killed at any instruction: what the next master
+must know lies in the ledger (epoch, next id, lanes), with the launcher (deaths, wishes) and with the zygote (forks).
 
 Invariant: nothing here waits for anybody. The loop comes round at least every ledger tick, and says so in the ledger.
 """
@@ -31,16 +30,16 @@ from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
 from zcluster.core.fleet_worker import ONLINE, READY
 from zcluster.core.mail import Got, Mail, Missing
 from zcluster.core.questions import Questions
-from zcluster.core.services import Services
+from zcluster.core.services import Services, wanted
 from zcluster.core.snapshot import fleet_snapshot, who_is_there
+from zcluster.core.standing import Standing
 from zcluster.core.verbs import VERBS
 from zcluster.errors import BusError
-from zcluster.unix import lanes, leash, process
+from zcluster.unix import lanes, leash, logs, process, vitals
 from zcluster.unix.channel import Channel
 from zcluster.unix.ending import Ending
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import MASTER_BYTE, LockFile
-from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr
 from zcluster.unix.signals import HEARD, Signals
 from zcluster.unix.zygotes import Zygotes
 
@@ -58,9 +57,9 @@ def main(control_fd: int) -> int:
     if not isinstance(boot, m.Boot):
         raise BusError(f"the first message to a master was {type(boot).__name__}, not Boot")
     config = msgspec.msgpack.decode(boot.config, type=Config)
-    log_to_stderr("master", config.log_level, PATIENCE_SHORT_S)
-    process.set_title("zc-master")
     run_dir = Path(boot.run_dir)
+    logs.begin("master", config, run_dir, logs.PATIENCE_SHORT_S)
+    process.set_title("zc-master")
     leash_fd = leash.hold(run_dir / "leash")
     locks = LockFile(run_dir / "locks")
     if not locks.try_lock(MASTER_BYTE):
@@ -93,11 +92,10 @@ class Master:
         self.zygotes = Zygotes(self.hub.register, self.hub.unregister)
         self.ending = Ending(boot.run_dir, self.zygotes)
         self.questions = Questions(can_reload=boot.kind != m.IN_MEMORY)
-        self.services = Services(("checkpoint",) if config.state else (), random)
-        self.broadcast = Broadcast(self.hub)
-        self.totals_dirty = True
+        self.services = Services(wanted(config, in_memory=boot.kind == m.IN_MEMORY), random)
+        self.broadcast, self.standing = Broadcast(self.hub), Standing()
         self.tick_due = self.beat_due = 0.0
-        self.proceeding = self.launcher_gone = False
+        self.totals_dirty, self.proceeding, self.launcher_gone = True, False, False
         self.final: f.Finish | None = None
         for fd in (channel.fileno(), self.launcher_fd, signals.fileno()):
             self.hub.register(fd)
@@ -220,8 +218,7 @@ class Master:
         self._step(f.Died(death.pid, death.start, death.code, death.signal))
 
     def _on_zygote(self, generation: int, message: m.Control) -> None:
-        event = of_zygote(generation, message, self.ledger.epoch)
-        if event is not None:
+        if (event := of_zygote(generation, message, self.ledger.epoch)) is not None:
             self._step(event)
 
     # ---- the bus ---------------------------------------------------------------------------------------------------
@@ -328,11 +325,13 @@ class Master:
             self.tick_due = now + (ORPHAN_TICK_S if self.launcher_gone else self.config.ledger_tick_s)
             self.ledger.master_tick_ns = time.monotonic_ns()
             self.relay.changed = True  # a worker that was asked for and never came is announced to nobody
-            self._look_for_deaths()
+            for id_ in vitals.vanished(self.fleet.living()):
+                self._step(f.Vanished(id_))
             for kind in self.services.due(now) if self.proceeding else ():
                 self.channel.send(m.StartService(kind))
+            self.standing.tell(self.fleet, self.channel.send)
             if self.proceeding or self.launcher_gone:
-                self._step(f.Ticked(lanes.ages(self.ledger, self.fleet.living())))
+                self._step(vitals.ticked(self.ledger, self.fleet.living(), self.config.hang_timeout_s))
         if now >= self.beat_due:
             self.beat_due = now + self.config.heartbeat_s
             self.totals_dirty = True  # an event may have been lost: the ledger is looked at once a heartbeat anyway
@@ -340,12 +339,6 @@ class Master:
         if self.totals_dirty and now >= self.broadcast.due:
             self.totals_dirty = False
             self.broadcast.totals(self.ledger.totals(), now)
-
-    def _look_for_deaths(self) -> None:
-        """The launcher tells them, with their status; but it may have been stopped, or be dead."""
-        for worker in self.fleet.living():
-            if worker.pid and not process.is_alive(worker.pid, worker.start):
-                self._step(f.Vanished(worker.id))
 
     # ---- doing what the fleet decides ------------------------------------------------------------------------------
     def _step(self, event: f.FleetEvent) -> None:
@@ -359,6 +352,8 @@ class Master:
             case f.SaveNextId(next_id=next_id):
                 self.ledger.next_worker_id = next_id
             case f.Fork(worker=worker, env=env):
+                if self.config.capture_output:
+                    self.channel.send(m.Capture(worker.id))
                 self.zygotes.send(worker.generation, m.Fork(worker, dict(env)))
             case f.EndZygote(generation=generation):
                 self.channel.send(for_launcher(command))

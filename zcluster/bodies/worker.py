@@ -30,15 +30,14 @@ from zcluster.core.joining import Joined
 from zcluster.core.mail import MEMBERS, TOPICS, Mail, worker_name
 from zcluster.core.slow import SLOW_AFTER_S, SLOW_MAX, slow_requests
 from zcluster.errors import ClusterError
-from zcluster.http import AccessLog, Engine, Limits, Probe, behind_proxies
+from zcluster.http import AccessLog, Engine, Limits, Overdue, Probe, behind_proxies
 from zcluster.http.engine import TICK_S
-from zcluster.unix import leash, process, strays
-from zcluster.unix.application import load
+from zcluster.unix import capture, leash, logs, process, strays
 from zcluster.unix.birth import Birth
 from zcluster.unix.crowd import Crowd
+from zcluster.unix.failure import load_or_show
 from zcluster.unix.forksafety import is_connected_below
 from zcluster.unix.ledgerfile import LedgerFile, open_ledger
-from zcluster.unix.logs import log_to_stderr
 from zcluster.unix.notes import dump_into
 from zcluster.unix.signals import HEARD, Signals
 from zcluster.unix.state import poke
@@ -63,9 +62,13 @@ def main(birth: Birth) -> int:
         {strays.MARK: str(info.pid), "ZCLUSTER_WORKER_ID": str(info.id), "ZCLUSTER_WORKER_SLOT": str(info.slot)}
     )
     process.set_title(f"zc-worker-{info.slot}")
-    log_to_stderr(f"worker[{info.slot}] gen={info.generation} id={info.id}", birth.config.log_level)
-    signals = Signals(HEARD)
     run_dir = Path(birth.boot.run_dir)
+    who = f"worker[{info.slot}] gen={info.generation} id={info.id}"
+    captured = not birth.config.capture_output or capture.begin(run_dir, info.id, who)
+    current.fds += logs.begin(who, birth.config, run_dir).fds
+    if not captured:
+        log.error("the launcher has made no pipe for the output of this worker; it is not captured")
+    signals = Signals(HEARD)
     current.fds += [dump_into(run_dir / f"stacks-{info.id}"), leash.wear(run_dir / "leash")]
     signals.unblock(process.LET_IN)
     if process.has_ended(birth.launcher_fd):  # launcher and master may have died before the leash was on
@@ -76,7 +79,7 @@ def main(birth: Birth) -> int:
     ledger = _bind_ledger(birth, run_dir)
     mailbox = current.mailbox = Mailbox(worker_name(info.id), current.subscriptions, _nobody)
     try:
-        app = load(birth.config.app) if birth.app is None else birth.app
+        app = load_or_show(birth.config) if birth.app is None else birth.app
         signals.rearm()
         if current.counting is not None:
             current.counting.bind_all()
@@ -115,6 +118,7 @@ class Worker:
         self.birth, self.config, self.info, self.signals = birth, config, birth.worker, signals
         self.lane = ledger.ledger.lane(birth.worker.lane)
         self.reconnect_seen = self.lane.reconnect
+        self.ledger, self.log_openings_seen = ledger.ledger, ledger.ledger.log_openings
         self.listeners = [socket.socket(fileno=fd) for fd in birth.boot.listener_fds]
         self.crowd = Crowd(ledger.ledger, self.info.lane, fresh_s=FRESH_TICKS * max(TICK_S, config.ledger_tick_s))
         self.access = AccessLog(config.access_logfile, config.access_logformat) if config.access_logfile else None
@@ -130,6 +134,14 @@ class Worker:
             crowd=self.crowd,
             access=self.access,
             tls=birth.tls,
+        )
+        self.overdue = Overdue(
+            self.engine,
+            config.threads,
+            limit_s=config.timeout_s,
+            grace_s=config.timeout_grace_s,
+            period_s=config.ledger_tick_s,
+            log=log,
         )
         self.health = self._health_check(app, limits) if config.health_path else None
         self.main_thread = threading.get_ident()
@@ -169,6 +181,8 @@ class Worker:
             raise
         self._leave()
         self.signals.ignore()
+        if self.thread.is_alive():  # in a request that was given up
+            process.leave_at_once(self.code)
         return self.code
 
     def _turn(self, now: float) -> None:
@@ -244,6 +258,7 @@ class Worker:
             self._start_leaving(m.Leaving("SIGTERM"))
         if self.birth.launcher_fd in ready and not self.launcher_gone:
             self.launcher_gone = True
+            capture.end()
             self.link.unregister(self.birth.launcher_fd)
             self.engine.close_listeners()  # at once: the next launcher wants the port
             self._drain(quick=True)
@@ -327,9 +342,17 @@ class Worker:
                 stats.connections,
                 stats.requests,
             )
+            self.overdue.look(now)
+            if self.draining and not self.finished and self.overdue.is_all_that_is_left():
+                self.overdue.cut()
+                self.finished = True
             if self.lane.reconnect != self.reconnect_seen:
                 self.reconnect_seen = self.lane.reconnect
                 self.link.reopen()
+            if self.ledger.log_openings != self.log_openings_seen:
+                self.log_openings_seen = self.ledger.log_openings
+                if self.access is not None:
+                    self.access.reopen()
         if now >= self.beat_due:
             self.beat_due = now + self.config.heartbeat_s
             if self.link.joined:
@@ -351,6 +374,8 @@ class Worker:
             loop_lag_s=max(0.0, now - stats.loop_tick) if self.serving and not stats.inflight else 0.0,
             slow=slow_requests(stats.slow(now, SLOW_AFTER_S, SLOW_MAX)),
             refused=dict(stats.refused),
+            stuck=self.overdue.stuck,
+            given_up=self.overdue.given_up,
         )
 
     def _finish_mail(self) -> None:
@@ -371,7 +396,7 @@ class Worker:
 
     def _leave(self) -> None:
         """The last words, then the sockets; the interpreter's exit does the rest."""
-        if self.serving:
+        if self.serving and not self.overdue.given_up:
             self.thread.join()
         if self.access is not None:
             self.access.close()

@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet_acts import STOPPING_TEXT
 from zcluster.core.fleet_base import VANISHED_S
-from zcluster.core.fleet_reload import Reloads
-from zcluster.core.fleet_wear import wear
+from zcluster.core.fleet_judge import Judges
+from zcluster.core.fleet_wear import TIMEOUT, story, wear
 from zcluster.core.fleet_worker import (
     ASKED,
     DRAINING,
@@ -43,7 +43,7 @@ EARLY_MAX = 1000  # questions before Started, which comes within milliseconds
 LEFT_BEHIND_CODE = 70  # the launcher died: nobody asked for this end, so it is none of the orderly codes
 
 
-class Fleet(Reloads):
+class Fleet(Judges):
     """All workers of one cluster, as one state machine. Not thread-safe; the master has one thread.
 
     `random` gives numbers from 0 up to 1. With `strict` an event that cannot happen raises IllegalTrigger (tests);
@@ -77,8 +77,8 @@ class Fleet(Reloads):
 
     def _take(self, event: f.FleetEvent, now: float) -> None:
         match event:
-            case f.Ticked(ledger):
-                self._ticked(ledger, now)
+            case f.Ticked(ledger, processes):
+                self._ticked(ledger, processes, now)
             case f.Scale() | f.Open() | f.Close() | f.Reload():
                 self._question(event, now)
             case f.Unfinished(tokens) if self.started:
@@ -344,7 +344,7 @@ class Fleet(Reloads):
             self.bury_departed((pid, start), now)
 
     # ---- time ------------------------------------------------------------------------------------------------------
-    def _ticked(self, ledger: Mapping[int, f.LaneAges], now: float) -> None:
+    def _ticked(self, ledger: Mapping[int, f.LaneAges], processes: Mapping[int, f.ProcessFacts], now: float) -> None:
         self.expire_zygotes(now)
         for worker in self.roster:
             if worker.gone_at is not None and now >= worker.gone_at + VANISHED_S:
@@ -353,13 +353,11 @@ class Fleet(Reloads):
                 if now >= worker.deadline:
                     self.overdue(worker, now)
             else:
-                self.judge_health(worker, ledger.get(worker.id), now)
+                self.judge_health(worker, ledger.get(worker.id), processes.get(worker.id), now)
                 if worker.state == READY and not worker.worn:
                     worker.worn = wear(worker, self.settings, now)
                     if worker.worn:
-                        self.say(
-                            "info", f"{worker.label} has reached its limit ({worker.worn}): another one is started"
-                        )
+                        self.say("warning" if worker.worn == TIMEOUT else "info", story(worker))
 
     def _lagged(self, seconds: float, now: float) -> None:
         if seconds <= 0:

@@ -26,6 +26,13 @@ class LaneAges(Struct, frozen=True):
     in_app: bool  # the loop's thread is inside the application: its tick may be old
 
 
+class ProcessFacts(Struct, frozen=True):
+    """What the kernel says of a process that gives no sign of life."""
+
+    state: str  # of proc(5) stat: T or t when it is stopped, D when any of its threads is
+    cpu_s: float  # it has used since it began
+
+
 # ---- events --------------------------------------------------------------------------------------------------------
 class Started(Struct, frozen=True):
     """A master starts. After a master's death `adopted` are the owners of locked lanes it found in the ledger."""
@@ -138,9 +145,13 @@ class Vanished(Struct, frozen=True):
 
 
 class Ticked(Struct, frozen=True):
-    """Time passes (every 250 ms, and at `next_deadline`); `ledger` by worker id, of the lanes that are locked."""
+    """Time passes (every 250 ms, and at `next_deadline`); `ledger` by worker id, of the lanes that are locked.
+
+    `processes` by worker id, of those whose bus tick is older than a sixth of the hang timeout.
+    """
 
     ledger: Mapping[int, LaneAges] = {}
+    processes: Mapping[int, ProcessFacts] = {}
 
 
 class Lagged(Struct, frozen=True):

@@ -60,6 +60,11 @@ class Kept:
         self._unacknowledged[wish.number] = wish
         return wish
 
+    @property
+    def is_reloading(self) -> bool:
+        """Whether a reload is under way, or wished for."""
+        return self._reload is not None or bool(self._reload_wish)
+
     def _next_number(self) -> int:
         self._numbers += 1
         if len(self._unacknowledged) >= UNACKNOWLEDGED_MAX:

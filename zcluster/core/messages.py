@@ -40,6 +40,7 @@ class WorkerInfo(Struct, frozen=True, array_like=True):
     signal: int | None = None
     reason: str = ""
     exited_after_disconnect: bool = False
+    note: str = ""  # what ails it, if that is known: see core/fleet_health
 
 
 class SlowRequest(Struct, frozen=True, array_like=True):
@@ -100,6 +101,8 @@ class Beat(Struct, frozen=True, array_like=True, tag="beat"):
     loop_lag_s: float
     slow: tuple[SlowRequest, ...] = ()  # the oldest requests in flight, oldest first; see core/slow
     refused: dict[str, int] = {}  # requests that the app never saw, by reason, since this worker started
+    stuck: int = 0  # requests that have been in the app for longer than --timeout; see core/stuck
+    given_up: int = 0  # of these, for longer than the grace as well
 
 
 class Leaving(Struct, frozen=True, array_like=True, tag="leaving"):
@@ -276,6 +279,12 @@ class ScaleBy(Struct, frozen=True, array_like=True, tag="scale-by"):
     to: int | None = None  # this many, by a configuration that has changed; then `by` is 0
 
 
+class Capture(Struct, frozen=True, array_like=True, tag="capture"):
+    """Master -> launcher: make and hold the pipe for the output of a worker that is about to be forked."""
+
+    worker: int  # its id
+
+
 class Settings(Struct, frozen=True, array_like=True, tag="settings"):
     """Launcher -> master: the configuration of a generation, before its ZygoteUp and when it has been committed."""
 
@@ -322,6 +331,12 @@ class Running(Struct, frozen=True, array_like=True, tag="running"):
     """Master -> launcher: all workers are ready; print the line."""
 
     workers: int
+
+
+class Standing(Struct, frozen=True, array_like=True, tag="standing"):
+    """Master -> launcher: how the cluster stands, for the service manager; told when it has changed."""
+
+    text: str
 
 
 class Failed(Struct, frozen=True, array_like=True, tag="failed"):
@@ -384,6 +399,6 @@ class Synced(Struct, frozen=True, array_like=True, tag="synced"):
 
 Control = (
     Boot | StartZygote | ZygoteUp | EndZygote | StartService | ServiceUp | Proceed | Died | Stop | Received | Running
-    | Failed | Size | ScaleBy | Settings | Reload | Commit
+    | Failed | Standing | Size | ScaleBy | Settings | Reload | Commit | Capture
     | Imported | ImportFailed | Fork | Forked | ForkFailed | Sync | Synced
 )  # fmt: skip

@@ -27,7 +27,7 @@ from .door import Door
 from .limits import Limits
 from .shared import Access, Crowd, Shared
 from .stats import Stats
-from .wire import CLOSED, HEAD, IDLE
+from .wire import CLOSED, FLUSH, HEAD, IDLE, WORK
 
 TICK_S = 0.2  # at most this between two ticks of an idle loop; under load no oftener
 EVENTS = 128  # per round: few enough that a round of fast requests does not delay a tick
@@ -62,7 +62,7 @@ class Engine:
     ) -> None:
         limits = limits or Limits()
         self._crew = crew = Crew(threads, self._lead, "zcluster-http")
-        self.stats = Stats(crew.running, lambda: crew.beat)
+        self.stats = Stats(crew.running, lambda: crew.beat, crew.threads)
         self._tick = tick
         self._on_exit = on_exit
         self._log = log or logging.getLogger("zcluster.http")
@@ -87,6 +87,12 @@ class Engine:
     def close_listeners(self) -> None:
         """Accept nothing more from this moment on, whatever waits in the queues; connections go on."""
         self._door.close()
+
+    def cut(self) -> None:
+        """The process ends with requests in it: connections whose response is not over will end with a reset."""
+        for connection in list(self._shared.connections.values()):
+            if connection.state in (WORK, FLUSH):
+                connection.no_linger()
 
     def close_in_child(self) -> None:
         """In a process forked by the application: close our descriptors, and answer nobody any more.
