@@ -69,10 +69,11 @@ def test_every_option_can_stand_in_a_file_and_in_a_variable(write, resolved):
         "unix_mode": "0660",
         "forwarded_allow_ips": "*",
         "health_path": "/",
+        "hooks": "a:B",
     }
     values = {o.field: others.get(o.field) or o.default or (o.least and int(o.least)) or "text" for o in options()}
     values |= {"umask": "027", "env": ("A=1", "B="), "reload": True, "reload_extra_file": ("a", "b")}
-    values |= {"capture_output": True}
+    values |= {"capture_output": True, "timeout_s": 7}
     values |= dict.fromkeys(("restart_limit", "max_requests", "max_requests_jitter", "max_rss_mib", "max_age_s"), 7)
     values["drain_delay_s"] = 7
     write(zcluster="\n".join(f"{o.name} = {json.dumps(values[o.field])}" for o in options()))

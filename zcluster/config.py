@@ -13,51 +13,21 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
-from msgspec import Meta
 
 from zcluster.addresses import ADDRESS_FORMS
 from zcluster.configcheck import check
+from zcluster.describing import choice as _choice
+from zcluster.describing import number as _number
+from zcluster.describing import seconds as _seconds
+from zcluster.describing import switch as _switch
+from zcluster.describing import text as _text
 from zcluster.errors import ConfigError
 from zcluster.option import Option, misfit, nearest
 
-# Every describing function takes `fixed`: why a reload cannot change the option, or "" when it can.
 _LISTENING: Final = "the sockets stay open from start to end"
 _LEDGER: Final = "the ledger is made once, at the start"
 _PERIODS: Final = "processes of both generations and their judges have to agree on it"
 _SURROUNDINGS: Final = "every process has it from its start"
-
-
-def _extra(flags: str | tuple[str, ...], metavar: str, env: str, fixed: str) -> dict[str, Any]:
-    """Say how the command line spells an option: its flags, the long one first; `env`: a variable that stands in."""
-    return {
-        "flags": (flags,) if isinstance(flags, str) else flags,
-        "metavar": metavar,
-        "env": env,
-        "fixed": fixed,
-    }
-
-
-def _seconds(flag: str | tuple[str, ...], least_s: float, most_s: float, text: str, fixed: str = "") -> Meta:
-    return Meta(description=text, ge=least_s, le=most_s, extra=_extra(flag, "SECONDS", "", fixed))
-
-
-def _number(
-    flags: str | tuple[str, ...], least: int, most: int, text: str, meta: str = "N", env: str = "", fixed: str = ""
-) -> Meta:
-    return Meta(description=text, ge=least, le=most, extra=_extra(flags, meta, env, fixed))
-
-
-def _text(flags: str | tuple[str, ...], text: str, meta: str, env: str = "", least: int = 0, fixed: str = "") -> Meta:
-    """Describe a string of at least so many characters, or a list of at least so many strings."""
-    return Meta(description=text, min_length=least, max_length=4096, extra=_extra(flags, meta, env, fixed))
-
-
-def _switch(flag: str, text: str, fixed: str = "") -> Meta:
-    return Meta(description=text, extra=_extra(flag, "", "", fixed))
-
-
-def _choice(flags: str | tuple[str, ...], text: str, meta: str = "", fixed: str = "") -> Meta:
-    return Meta(description=text, extra=_extra(flags, meta, "", fixed))
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,6 +75,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_dir: Annotated[
         str, _text("--run-dir", "tmpfs directory for sockets and shared memory.", "DIR", fixed="it is found there")
     ] = ""  # the launcher then takes /dev/shm: tmpfs everywhere, also in read-only containers
+    hooks: Annotated[
+        str,
+        _text(
+            "--hooks",
+            "Class whose functions are called at the turns of the cluster's life: MODULE:CLASS; see zcluster.Hooks.",
+            "MODULE:CLASS",
+            fixed="the process that calls them outlives a reload",
+        ),
+    ] = ""
     preload: Annotated[
         Literal["auto", "on", "off"],
         _choice(
@@ -318,6 +297,35 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str,
         _text("--access-logformat", "Format of these lines, in gunicorn's atoms, or 'json'.", "FORMAT", least=1),
     ] = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+    user: Annotated[
+        str,
+        _text(("--user", "-u"), "Once the sockets are bound, be this user; needs root.", "USER", fixed=_SURROUNDINGS),
+    ] = ""
+    group: Annotated[
+        str, _text(("--group", "-g"), "And in this group; default: those of --user.", "GROUP", fixed=_SURROUNDINGS)
+    ] = ""
+    umask: Annotated[
+        str, _text(("--umask", "-m"), "Umask of all processes, octal (027).", "MODE", fixed=_SURROUNDINGS)
+    ] = ""
+    chdir: Annotated[
+        str, _text("--chdir", "Working directory; the app is imported from there.", "DIR", fixed=_SURROUNDINGS)
+    ] = ""
+    env: Annotated[
+        tuple[str, ...],
+        _text(("--env", "-e"), "Set a variable for the app; may be repeated.", "NAME=VALUE", fixed=_SURROUNDINGS),
+    ] = ()
+    pidfile: Annotated[
+        str, _text(("--pid", "-p"), "Write the launcher's process id into this file.", "FILE", fixed=_SURROUNDINGS)
+    ] = ""
+    reload: Annotated[
+        bool, _switch("--reload", "For development: reload when code changes, show code that fails.", _SURROUNDINGS)
+    ] = False
+    reload_extra_file: Annotated[
+        tuple[str, ...],
+        _text(
+            "--reload-extra-file", "Watch this file or directory too; may be repeated.", "PATH", fixed=_SURROUNDINGS
+        ),
+    ] = ()
     # stderr, where a supervisor, a container or a shell looks for it; the second spelling is gunicorn's
     log_file: Annotated[
         str,
@@ -347,57 +355,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             fixed="its pipes belong to the workers for life",
         ),
     ] = False
-    # whoever starts it: a program that changes its user unasked surprises everybody
-    user: Annotated[
-        str,
-        _text(
-            ("--user", "-u"),
-            "Once the sockets are bound, be this user (name or id); needs root.",
-            "USER",
-            fixed="whoever has given up privileges cannot have them back",
-        ),
-    ] = ""
-    # not gunicorn's, which stays in the group of root
-    group: Annotated[
-        str,
-        _text(
-            ("--group", "-g"),
-            "And in this group (name or id); default: those of --user.",
-            "GROUP",
-            fixed="it goes with the user",
-        ),
-    ] = ""
-    umask: Annotated[
-        str, _text(("--umask", "-m"), "Umask of all processes, octal (027).", "MODE", fixed=_SURROUNDINGS)
-    ] = ""
-    chdir: Annotated[
-        str, _text("--chdir", "Working directory; the app is imported from there.", "DIR", fixed=_SURROUNDINGS)
-    ] = ""
-    env: Annotated[
-        tuple[str, ...],
-        _text(("--env", "-e"), "Set a variable for the app; may be repeated.", "NAME=VALUE", fixed=_SURROUNDINGS),
-    ] = ()
-    pidfile: Annotated[
-        str,
-        _text(("--pid", "-p"), "Write the launcher's process id into this file.", "FILE", fixed="others look there"),
-    ] = ""
-    reload: Annotated[
-        bool,
-        _switch(
-            "--reload",
-            "For development: reload when code changes, and show in the browser why new code does not load.",
-            fixed="who watches is started once",
-        ),
-    ] = False
-    reload_extra_file: Annotated[
-        tuple[str, ...],
-        _text(
-            "--reload-extra-file",
-            "Watch this file or directory too; may be repeated.",
-            "PATH",
-            fixed="who watches is started once",
-        ),
-    ] = ()
     # deaths, replacements, starts and stops; nothing per request
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],

@@ -21,6 +21,7 @@ MAX_NAME_CHARS: Final = 40  # /dev/shm/zcluster-<uid>/<name>/<instance>/ctl has 
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _PATH = re.compile(r"/[!-\"$-~]*")
+_HOOKS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _MODE = re.compile(r"0?o?[0-7]{3}")
 _UMASK = re.compile(r"0?o?[0-7]{1,3}")
 
@@ -68,6 +69,8 @@ def check(config: "Config") -> None:
         )
     _check_health_path(config.health_path)
     _check_surroundings(config)
+    if config.hooks and not _HOOKS.fullmatch(config.hooks):
+        raise ConfigError(f"option 'hooks' is {config.hooks!r:.200}, but should be MODULE:CLASS", "hooks")
     if config.keyfile and not config.certfile:
         raise ConfigError(
             "option 'keyfile' is given without 'certfile'; give the certificate too", "keyfile", "certfile"

@@ -22,6 +22,7 @@ from zcluster.resolution import NO_APP, Resolved, resolve
 from zcluster.unix import identity, surroundings
 from zcluster.unix.application import load
 from zcluster.unix.forksafety import hazards
+from zcluster.unix.hooked import find_hooks
 from zcluster.unix.logs import complain
 
 ORIGIN_COLUMN: Final = 46  # where the comments begin: only addresses and formats are longer
@@ -104,6 +105,9 @@ def _try_out(resolved: Resolved) -> None:
     known_fds = frozenset(int(fd) for fd in os.listdir("/proc/self/fd"))
     began = time.monotonic()
     load(config.app)
+    if config.hooks:
+        find_hooks(config.hooks)
+        click.echo(f"hooks: {config.hooks} loads")
     click.echo(f"app: {config.app} loads, in {time.monotonic() - began:.1f} s")
     click.echo(f"preload: {_preload(config, known_fds)}")
 

@@ -61,7 +61,7 @@ def _lines(config: Config, sources: Sources, name: str) -> Iterator[str]:
     yield "# TERM is for the launcher alone, which drains; what is left at the end is killed."
     yield "KillMode=mixed"
     yield f"TimeoutStartSec={config.boot_timeout_s + START_MARGIN_S:.0f}"
-    yield f"TimeoutStopSec={config.graceful_timeout_s + STOP_MARGIN_S:.0f}"
+    yield f"TimeoutStopSec={config.drain_delay_s + config.graceful_timeout_s + STOP_MARGIN_S:.0f}"
     yield f"WatchdogSec={WATCHDOG_S}"
     yield "Restart=on-failure"
     yield "# An option that is wrong stays wrong."

@@ -76,7 +76,7 @@ class Story:
         code, signal = (int(given[name]) if name in given else None for name in ("code", "signal"))
         rest = line.split(maxsplit=2)[-1]
         generation = int(given.pop("generation", 1)) if word not in ("forked", "hello") else 1
-        self.asked += word in ("scale", "open", "close", "reload")
+        self.asked += word in ("scale", "open", "close", "reload", "restart", "signal")
         asker = (*(f.LAUNCHER if "least" in given else (1, 1)), self.asked)
         return {
             "started": lambda: self._started(given),
@@ -113,6 +113,8 @@ class Story:
             "open": lambda: f.Open(asker, dict(given)),
             "close": lambda: f.Close(asker, int(plain[0]) if plain else None),
             "reload": lambda: f.Reload(asker, plain[0]),
+            "restart": lambda: f.Restart(asker, *map(int, plain)),
+            "signal": lambda: f.Signal(asker, *map(int, plain)),
             "lane-taken": lambda: f.LaneTaken(int(plain[0])),
         }[word]()
 
@@ -172,6 +174,8 @@ def shown(command: f.FleetCommand) -> str:
             return f"drain {id_} within {deadline_s:.1f} s{' quick' if quick else ''}"
         case f.Refuse(id_, _, reason):
             return f"refuse {id_}: {reason}"
+        case f.SendSignal(id_, _, _, number):
+            return f"send-signal {number} to {id_}"
         case f.Kill(id_, _, _, reason):
             return f"kill {id_} ({reason})"
         case f.Announce("exit", info, _):

@@ -1,8 +1,7 @@
 """When a missing service is asked for."""
 
 from zcluster.config import make_config
-from zcluster.core.services import ANSWER_S, PAUSE_MAX_S, SETTLED_S, Services
-from zcluster.core.services import wanted as kinds_for
+from zcluster.core.services import ANSWER_S, PAUSE_MAX_S, SETTLED_S, Services, kinds
 
 
 def services():
@@ -61,9 +60,7 @@ def test_the_death_of_another_process_is_no_business_of_ours():
     assert Services((), lambda: 0.0).due(1.0) == []
 
 
-def test_which_are_kinds_for():
-    """What the options ask for; there are no files to watch for an app in memory."""
-    assert kinds_for(make_config(app="a"), in_memory=False) == ()
-    config = make_config(app="a", state="s", reload=True)
-    assert kinds_for(config, in_memory=False) == ("checkpoint", "watcher")
-    assert kinds_for(config, in_memory=True) == ("checkpoint",)
+def test_which_are_wanted():
+    """What the options ask for."""
+    assert kinds(make_config(app="a")) == ()
+    assert kinds(make_config(app="a", state="s", reload=True)) == ("checkpoint", "watcher")

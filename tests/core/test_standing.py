@@ -12,7 +12,7 @@ def test_it_is_said_when_it_has_changed():
     fleet, said, standing = Fleet(FleetSettings(workers=2), 1, 1, lambda: 0.5), [], Standing()
 
     def tell():
-        standing.tell(fleet, lambda message: said.append(message.text))
+        standing.tell(fleet, lambda message: said.append(message.standing))
 
     tell()
     fleet.step(f.Started(), 0.0)

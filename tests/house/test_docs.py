@@ -62,6 +62,7 @@ def test_every_page_is_found():
         "SIGNALS",
         "LOGS",
         "DECISIONS",
+        "OPERATIONS",
     }
     assert wanted <= {page.stem for page in PAGES}
     assert len([page for page in PAGES if page.stem == "README"]) == 7

@@ -8,15 +8,15 @@ import pytest
 from sources import ROOT, Source, sources
 
 LEAVES = {
-    *("config", "configcheck", "configfile", "option", "resolution", "tomllines"),
-    *("addresses", "accessformat", "trustedpeers", "errors", "current", "subscriptions"),
+    *("config", "configcheck", "describing", "configfile", "option", "resolution", "tomllines"),
+    *("addresses", "accessformat", "trustedpeers", "errors", "current", "subscriptions", "hooks"),
 }
 TOOLS = {"bus", "unix", "http"}
 # The doors of the picture, the names behind them, and where a process of ours begins.
 DOORS = {
     *("cli", "cluster", "counter", "messaging", "testing"),
     *("__main__", "start", "whoami", "tables", "follower", "roster", "callbacks", "owned", "launched", "compat"),
-    *("handle", "news", "orders", "parameters", "preview", "stacks", "logview", "unit"),
+    *("handle", "news", "orders", "parameters", "preview", "stacks", "logview", "unit", "operating", "watching"),
 }
 # What a pure module may import of the standard library: nothing that knows the time, a process, a file or chance.
 PURE = {

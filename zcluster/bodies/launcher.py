@@ -67,10 +67,10 @@ def run(
     Raises ConfigError, AppError, SpawnError or RestartLimitReached when it cannot start or gives up.
     """
     signals = Signals(BLOCKED)
+    surroundings.enter(config, in_memory=zygote_main is not None)
     own_log = logs.begin("launcher", config, patience_s=logs.PATIENCE_SHORT_S)
     process.set_title("zc-launcher")
     notify = Notify.of(os.environ, is_ours=handle is None)
-    surroundings.enter(config, in_memory=zygote_main is not None)
     site = prepare(config)  # signals stay blocked: one that comes now waits for the loop
     own_log.keep(Journal(site.path))
     configs = Configurations(site.config, config, sources)
@@ -114,7 +114,6 @@ class Launcher:
     handle: Channel | None
     zygote_main: ZygoteMain | None
     notify: Notify
-    running: bool = False  # all workers have been ready at once
     standing: str = "starting"
     master: Child | None = None
     brood: Brood = field(default_factory=Brood)
@@ -167,9 +166,9 @@ class Launcher:
         for dump in self.dumps.collect(now):
             log.warning("stacks of %s:\n%s", dump.target.label, dump.text)
         self._check_master(now)
+        self._notify(now)
         if now >= self.drain_at:
             self._stop(m.Stop(quick=False, why="--drain-delay is over"), now)
-        self._notify(now)
         if now >= self.stop_deadline:
             log.error("the stop has taken too long; killing what is left")
             self.final = 70
@@ -311,7 +310,7 @@ class Launcher:
                 self._start_service(kind, now)
             case m.Stop():
                 self._ask_to_stop(message, now)
-            case m.Standing(text=text):
+            case m.Running(workers=0, standing=text):
                 self.standing = text
             case m.Running(workers=workers):
                 if self.announce and not self.served and self.master is not None:  # every master says it
@@ -374,7 +373,7 @@ class Launcher:
         if kind not in self.brood.services:
             try:
                 boot = self._boot(kind=kind)
-                role = "watcher" if kind == "watcher" else "service"
+                role = kind if kind in ("watcher", "hooks") else "service"
                 self.brood.services[kind] = exec_child(role, self.site.rundir.name, boot, (), now)
             except SpawnError as error:
                 log.error("%s", error)
@@ -414,8 +413,7 @@ class Launcher:
         while orderly and (self.brood.zygotes or self.brood.services or self.strays) and time.monotonic() < deadline:
             self.signals.wait(0.1)
             for death in process.reap():
-                writer = self.brood.services.get("checkpoint")
-                kept |= death.code != 0 and writer is not None and death.pid == writer.pid
+                kept |= death.code != 0 and self.brood.is_writer(death.pid)
                 self._on_death(death, time.monotonic())
             self.strays.sweep(time.monotonic())
         kept |= "checkpoint" in self.brood.services

@@ -18,6 +18,7 @@ from typing import assert_never
 import msgspec
 
 from zcluster.bus.broadcast import Broadcast
+from zcluster.bus.desk import Desk
 from zcluster.bus.hub import Arrival, Hub
 from zcluster.bus.peers import Peers
 from zcluster.bus.relay import Relay
@@ -30,10 +31,9 @@ from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
 from zcluster.core.fleet_worker import ONLINE, READY
 from zcluster.core.mail import Got, Mail, Missing
 from zcluster.core.questions import Questions
-from zcluster.core.services import Services, wanted
+from zcluster.core.services import Services, kinds
 from zcluster.core.snapshot import fleet_snapshot, who_is_there
 from zcluster.core.standing import Standing
-from zcluster.core.verbs import VERBS
 from zcluster.errors import BusError
 from zcluster.unix import lanes, leash, logs, process, vitals
 from zcluster.unix.channel import Channel
@@ -92,8 +92,9 @@ class Master:
         self.zygotes = Zygotes(self.hub.register, self.hub.unregister)
         self.ending = Ending(boot.run_dir, self.zygotes)
         self.questions = Questions(can_reload=boot.kind != m.IN_MEMORY)
-        self.services = Services(wanted(config, in_memory=boot.kind == m.IN_MEMORY), random)
+        self.services = Services(kinds(config), random)
         self.broadcast, self.standing = Broadcast(self.hub), Standing()
+        self.desk = Desk(self.hub, self.peers, self.relay, self.questions, self, process.start_time)
         self.tick_due = self.beat_due = 0.0
         self.totals_dirty, self.proceeding, self.launcher_gone = True, False, False
         self.final: f.Finish | None = None
@@ -226,55 +227,26 @@ class Master:
         message = arrival.message
         if isinstance(message, m.Increments):
             self.totals_dirty = True  # the ledger has the totals; this says when to look
-            return
-        if isinstance(message, Mail | Got | Missing):
+        elif isinstance(message, Mail | Got | Missing):
             self.relay.take(arrival)
-            return
-        if isinstance(message, m.Hello):
-            if self._on_hello(arrival.peer, message):
-                self.relay.hello(arrival.peer, message)
-                self.hub.welcome(arrival.peer, self._welcome())
-            return
-        peer = self.peers.find(arrival.peer, arrival.pid)
-        if peer is None:
-            self.hub.dropped["ctl:stranger"] += 1  # it has not said Hello in this epoch: the tick tells it to
-            return
-        if peer.worker:
-            self._on_worker(peer.worker, message)
-        elif isinstance(message, m.Leaving):
-            self.relay.left(peer.mailbox)
-        match message:
-            case m.Resync():
-                self.hub.welcome(arrival.peer, self._welcome())
-            case m.Ask(verb=verb) if verb in VERBS:
-                asker = (arrival.pid, process.start_time(arrival.pid), message.number)
-                heard = self.questions.hear(arrival.peer, asker, message)
-                if isinstance(heard, m.Answer):
-                    self.hub.send(arrival.peer, heard)
-                elif heard is not None:
-                    self._step(heard)
-            case m.Ask(number=number, verb=verb, args=args):
-                self.hub.send(arrival.peer, self._answer(number, verb, args))
+        else:
+            self.desk.take(arrival)
 
-    def _on_hello(self, link: bytes, hello: m.Hello) -> bool:
-        """Take in a peer; false when it is not what it says."""
-        worker = hello.worker
-        is_worker = worker is not None and lanes.is_holder(self.ledger, self.locks, worker, hello.pid)
-        if is_worker != (hello.role == "worker"):
-            self.hub.dropped["ctl:wrong-sender"] += 1  # it speaks for another process, or for a lane it does not have
-            return False
-        if self.peers.find(link, hello.pid) is None:
-            self.peers.add(link, hello.pid)
-            if is_worker and worker is not None:
-                commands = self.fleet.step(f.Hello(worker, link), time.monotonic())
-                admitted = self.fleet.by_process(worker.pid, worker.start)
-                if admitted is not None and admitted.id == worker.id:
-                    self.peers.bind(link, worker.id)  # before a Drain is sent to it
-                for command in commands:
-                    self._perform(command)
-        return True
+    def is_worker(self, hello: m.Hello) -> bool:
+        """Whether a peer is the worker it says: it holds the lane's lock."""
+        return hello.worker is not None and lanes.is_holder(self.ledger, self.locks, hello.worker, hello.pid)
 
-    def _on_worker(self, id_: int, message: m.Message) -> None:
+    def admit(self, worker: m.WorkerInfo, link: bytes) -> None:
+        """A worker has said Hello."""
+        commands = self.fleet.step(f.Hello(worker, link), time.monotonic())
+        admitted = self.fleet.by_process(worker.pid, worker.start)
+        if admitted is not None and admitted.id == worker.id:
+            self.peers.bind(link, worker.id)  # before a Drain is sent to it
+        for command in commands:
+            self._perform(command)
+
+    def hear(self, id_: int, message: m.Message) -> None:
+        """A worker has said something else."""
         match message:
             case m.Ready():
                 self._step(f.Ready(id_))
@@ -285,21 +257,16 @@ class Master:
             case _:
                 self._step(f.Heard(id_))
 
-    def _answer(self, number: int, verb: str, args: msgspec.Raw) -> m.Answer:
-        """The verbs of the CLI and of handles."""
-        if verb == "snapshot":
-            return m.Answer(number, body=msgspec.Raw(msgspec.msgpack.encode(self._snapshot())))
-        if verb == "stop":
-            try:
-                wish = msgspec.msgpack.decode(args, type=dict[str, bool])
-            except msgspec.DecodeError:
-                return m.Answer(number, error="the arguments of 'stop' are {'quick': true or false}")
-            # By way of the launcher: it keeps the wish, and repeats it to the next master should this one die.
-            self.channel.send(m.Stop(wish.get("quick", False), "stop was asked for on the bus"))
-            return m.Answer(number)
-        return m.Answer(number, error=f"this master does not know the verb {verb!r:.50}")
+    def ask(self, question: f.Question) -> None:
+        """Somebody has a question that changes something."""
+        self._step(question)
 
-    def _snapshot(self) -> m.Snapshot:
+    def stop(self, *, quick: bool) -> None:
+        """By way of the launcher: it keeps the wish, and repeats it to the next master should this one die."""
+        self.channel.send(m.Stop(quick, "stop was asked for on the bus"))
+
+    def snapshot(self) -> m.Snapshot:
+        """The whole cluster, now."""
         return fleet_snapshot(
             self.fleet,
             time.monotonic(),
@@ -315,9 +282,6 @@ class Master:
             recent=tuple(self.broadcast.recent),
             members=self.relay.members(*who_is_there(self.fleet)) if self.proceeding else None,
         )
-
-    def _welcome(self) -> m.Welcome:
-        return m.Welcome(os.getpid(), self.ledger.master_start, self._snapshot())
 
     # ---- time ------------------------------------------------------------------------------------------------------
     def _periodic(self, now: float) -> None:
@@ -370,7 +334,7 @@ class Master:
                 self.hub.send(self.peers.link_of(id_), m.Drain(deadline_s, quick))
             case f.Refuse(link=link, reason=reason):
                 self.hub.send(link, m.Refused(reason))
-            case f.Terminate() | f.Dump() | f.Kill() | f.DumpZygote() | f.KillZygote():
+            case f.Terminate() | f.Dump() | f.Kill() | f.SendSignal() | f.DumpZygote() | f.KillZygote():
                 self.ending.perform(command)
             case f.Reconnect(id=id_):
                 for alive in self.fleet.living():

@@ -42,6 +42,7 @@ def main(control_fd: int) -> int:
         raise BusError(f"the first message to a watcher was {type(boot).__name__}, not Boot")
     config = msgspec.msgpack.decode(boot.config, type=Config)
     logs.begin("watcher", config, Path(boot.run_dir))
+    log.warning("--reload is for development: it watches files, and shows tracebacks to every client")
     process.set_title("zc-watcher")
     leash_fd = leash.wear(Path(boot.run_dir) / "leash")
     launcher_fd = os.pidfd_open(boot.launcher_pid)

@@ -37,6 +37,7 @@ from zcluster.unix.birth import Birth
 from zcluster.unix.crowd import Crowd
 from zcluster.unix.failure import load_or_show
 from zcluster.unix.forksafety import is_connected_below
+from zcluster.unix.hooked import Hooked
 from zcluster.unix.ledgerfile import LedgerFile, open_ledger
 from zcluster.unix.notes import dump_into
 from zcluster.unix.signals import HEARD, Signals
@@ -79,15 +80,20 @@ def main(birth: Birth) -> int:
     ledger = _bind_ledger(birth, run_dir)
     mailbox = current.mailbox = Mailbox(worker_name(info.id), current.subscriptions, _nobody)
     try:
+        hooked = Hooked(birth.config.hooks)
+        hooked.must_run("post_fork", info)
         app = load_or_show(birth.config) if birth.app is None else birth.app
         signals.rearm()
         if current.counting is not None:
             current.counting.bind_all()
+        hooked.must_run("post_worker_init", info)
     except ClusterError as error:  # the app, or more counters than the ledger has room for
         mailbox.close("this worker could not start", 0.0)
         (run_dir / f"boot-{info.id}").write_text(str(error), encoding="utf-8", errors="replace")
         return BOOT_FAILED_CODE
-    return Worker(birth, app, ledger, signals, mailbox).run()
+    code = Worker(birth, app, ledger, signals, mailbox).run()
+    hooked.run("worker_exit", info)
+    return code
 
 
 def _nobody() -> None:

@@ -33,6 +33,7 @@ from zcluster.unix import failure, leash, logs, process, surroundings
 from zcluster.unix.birth import Birth
 from zcluster.unix.channel import Channel
 from zcluster.unix.forksafety import hazards
+from zcluster.unix.hooked import find_hooks
 from zcluster.unix.locks import LockFile, zygote_byte
 from zcluster.unix.notes import dump_into
 from zcluster.unix.signals import HEARD, Signals
@@ -115,6 +116,8 @@ class Zygote:
             return False
         if self.config.preload != "off" and not unsafe and not self.in_memory:
             try:
+                if self.config.hooks:
+                    find_hooks(self.config.hooks)
                 self.app = failure.load_or_show(self.config)
             except AppError as error:
                 self.channel.send(m.ImportFailed(generation, str(error)))

@@ -79,7 +79,7 @@ class Fleet(Judges):
         match event:
             case f.Ticked(ledger, processes):
                 self._ticked(ledger, processes, now)
-            case f.Scale() | f.Open() | f.Close() | f.Reload():
+            case f.Scale() | f.Open() | f.Close() | f.Reload() | f.Restart() | f.Signal():
                 self._question(event, now)
             case f.Unfinished(tokens) if self.started:
                 for token in tokens if self.stopping is None else ():
@@ -162,6 +162,7 @@ class Fleet(Judges):
                     self.ask(slot, zygote, now)
             self.roll(now)
             self.conclude_reload(now)
+            self.conclude_restarts()
             for zygote in self.zygotes():
                 self.out += zygote.ask_if_due(now)
             ready = {worker.slot for worker in self.roster if worker.state == READY}
@@ -202,6 +203,10 @@ class Fleet(Judges):
                     self.close(question, now)
                 case f.Reload(asker, token):
                     self.ask_reload(asker, token)
+                case f.Restart():
+                    self.restart(question, now)
+                case f.Signal():
+                    self.signal(question)
 
     # ---- the master's start ----------------------------------------------------------------------------------------
     def _started(self, event: f.Started, now: float) -> None:

@@ -347,7 +347,8 @@ class Acts(Base):
         waiting = [question.asker for question in self.early]
         for askers in (reloading.askers if reloading is not None else {}, self.queued):
             waiting += [asker for those in askers.values() for asker in those]
-        self.queued, self.early = {}, []
+        waiting += [asker for restarting in self.restarting.values() for asker in restarting.askers]
+        self.queued, self.early, self.restarting = {}, [], {}
         self.out += [f.Reply(asker, STOPPING_TEXT) for asker in waiting]
 
     def finish_if_over(self, now: float) -> None:

@@ -50,6 +50,14 @@ class Reloading:
         self.deadline: float | None = None  # of the way back, which has begun
 
 
+class Restarting(Struct):
+    """A restart that has not ended."""
+
+    id: int  # of the worker that is to go; 0: the slot had none
+    askers: list[f.Asker]
+    attempt: Worker | None = None  # the one that starts in its place
+
+
 class Base:
     """The state of a fleet, and what can be read from it."""
 
@@ -71,6 +79,7 @@ class Base:
         self.highest = 1  # generation there ever was
         self.reloading: Reloading | None = None
         self.queued: dict[str, list[f.Asker]] = {}  # the reload after it, which all who ask meanwhile share
+        self.restarting: dict[int, Restarting] = {}  # by slot
         self.lags = Lags()
         self.stopping: Stopping | None = None
         self.is_leaving = False  # a stop is announced: all is served as before, but nothing is changed any more

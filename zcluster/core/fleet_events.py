@@ -9,12 +9,19 @@ from typing import Any
 
 from msgspec import Struct
 
+from zcluster.core.fleet_questions import LAUNCHER as LAUNCHER
+from zcluster.core.fleet_questions import Asker as Asker
+from zcluster.core.fleet_questions import Close as Close
+from zcluster.core.fleet_questions import Open as Open
+from zcluster.core.fleet_questions import Question as Question
+from zcluster.core.fleet_questions import Reload as Reload
+from zcluster.core.fleet_questions import Restart as Restart
+from zcluster.core.fleet_questions import Scale as Scale
+from zcluster.core.fleet_questions import Signal as Signal
 from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.messages import Beat, WorkerInfo
 
 BOOT_FAILED_CODE = 3  # a worker that cannot load the application ends with it (errors.AppError)
-Asker = tuple[int, int, int]  # who waits for the Reply to which question: pid, its start, number of the question
-LAUNCHER = (0, 0)  # the first two of the launcher, which asks for the operator; no process has the pid 0
 LANE_TAKEN_CODE = 75  # EX_TEMPFAIL of sysexits.h: another process holds the lock of the lane this worker was given
 
 
@@ -204,37 +211,6 @@ class Reconfigured(Struct, frozen=True):
     settings: FleetSettings
 
 
-class Scale(Struct, frozen=True):
-    """Have so many slots open; `by` counts when `to` is None."""
-
-    asker: Asker
-    to: int | None = None
-    by: int = 0
-    least: int = 0  # the fewest that this one may ask for
-
-
-class Open(Struct, frozen=True):
-    """Open one slot more, for workers with this in their environment."""
-
-    asker: Asker
-    env: Mapping[str, str] = {}
-
-
-class Close(Struct, frozen=True):
-    """Close the slot of this worker; None: all slots."""
-
-    asker: Asker
-    worker: int | None = None
-
-
-class Reload(Struct, frozen=True):
-    """Introduce the code that is on disk now. The same token again is the same wish."""
-
-    asker: Asker
-    token: str
-
-
-Question = Scale | Open | Close | Reload
 FleetEvent = (
     Sized | Committed | Unfinished | Reconfigured | Question | Started | ZygoteUp | Imported | ImportFailed
     | ZygoteDied | Synced
@@ -318,6 +294,15 @@ class Kill(Struct, frozen=True):
     reason: str
 
 
+class SendSignal(Struct, frozen=True):
+    """What an operator wants a worker to get."""
+
+    id: int
+    pid: int
+    start: int
+    number: int
+
+
 class Reconnect(Struct, frozen=True):
     """The worker lives but is not heard: make it open new sockets."""
 
@@ -325,7 +310,7 @@ class Reconnect(Struct, frozen=True):
 
 
 class Announce(Struct, frozen=True):
-    """Publish an Event of this kind: fork online listening disconnect exit error running reload."""
+    """Publish an Event of this kind; `core.messages.Event` names them."""
 
     kind: str
     worker: WorkerInfo | None = None
@@ -387,5 +372,5 @@ class Finish(Struct, frozen=True):
 
 FleetCommand = (
     StartZygote | DumpZygote | KillZygote | EndZygote | Resize | Commit | KeepReload | Reply | SaveNextId | Fork
-    | SendDrain | Refuse | Terminate | Dump | Kill | Reconnect | Announce | Log | Running | Finish
+    | SendDrain | Refuse | Terminate | Dump | Kill | SendSignal | Reconnect | Announce | Log | Running | Finish
 )  # fmt: skip

@@ -7,11 +7,11 @@ decides.
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet_deaths import HUNG
 from zcluster.core.fleet_health import AILMENTS, Verdict, ailment, judge
-from zcluster.core.fleet_reload import Reloads
+from zcluster.core.fleet_slots import SlotOrders
 from zcluster.core.fleet_worker import READY, Worker
 
 
-class Judges(Reloads):
+class Judges(SlotOrders):
     """The judgements; `Fleet` asks for them at each tick."""
 
     def judge_health(self, worker: Worker, ages: f.LaneAges | None, facts: f.ProcessFacts | None, now: float) -> None:

@@ -71,6 +71,8 @@ class Snapshot(Struct, frozen=True, array_like=True):
     slow: dict[int, tuple[SlowRequest, ...]] = {}  # by worker id, of its last heartbeat, oldest first
     refused: dict[str, int] = {}  # requests that no app saw, by reason, as the living workers have counted them
     members: Members | None = None
+    slots: tuple[int, ...] = ()  # those that are open
+    vacant: dict[int, str] = {}  # of these, the ones without a worker, and what they wait for
 
 
 # ---- ctl, peer -> master ------------------------------------------------------------------------------------------
@@ -177,13 +179,14 @@ class Probe(Struct, frozen=True, array_like=True, tag="probe"):
 
 
 class Event(Struct, frozen=True, array_like=True, tag="event"):
-    """Something happened to a worker or the cluster: fork online listening disconnect exit error running reload."""
+    """What happened to a worker or the cluster: fork online listening disconnect exit error running reload scale."""
 
     epoch: int
     number: int
     kind: str
     worker: WorkerInfo | None = None
     text: str = ""
+    time_s: float = 0.0  # since 1970, by the master's clock
 
 
 # ---- evt, worker -> master ----------------------------------------------------------------------------------------
@@ -328,15 +331,10 @@ class Received(Struct, frozen=True, array_like=True, tag="received"):
 
 
 class Running(Struct, frozen=True, array_like=True, tag="running"):
-    """Master -> launcher: all workers are ready; print the line."""
+    """Master -> launcher: all workers are ready; or (`workers` is 0) only how the cluster stands by now."""
 
     workers: int
-
-
-class Standing(Struct, frozen=True, array_like=True, tag="standing"):
-    """Master -> launcher: how the cluster stands, for the service manager; told when it has changed."""
-
-    text: str
+    standing: str = ""  # one line for the service manager, told when it has changed
 
 
 class Failed(Struct, frozen=True, array_like=True, tag="failed"):
@@ -399,6 +397,6 @@ class Synced(Struct, frozen=True, array_like=True, tag="synced"):
 
 Control = (
     Boot | StartZygote | ZygoteUp | EndZygote | StartService | ServiceUp | Proceed | Died | Stop | Received | Running
-    | Failed | Standing | Size | ScaleBy | Settings | Reload | Commit | Capture
+    | Failed | Size | ScaleBy | Settings | Reload | Commit | Capture
     | Imported | ImportFailed | Fork | Forked | ForkFailed | Sync | Synced
 )  # fmt: skip

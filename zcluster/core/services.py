@@ -17,14 +17,15 @@ SETTLED_S: Final = 5.0  # a service that lived this long starts the pauses anew
 ANSWER_S: Final = 5.0  # the launcher starts a process in milliseconds; it says nothing when the machine refused
 
 
-def wanted(config: Config, *, in_memory: bool) -> tuple[str, ...]:
-    """The kinds of services that a cluster with these options has."""
-    kinds = {
+def kinds(config: Config) -> tuple[str, ...]:
+    """Which services a cluster of this configuration has."""
+    wanted = {
         "checkpoint": bool(config.state),
         "output": config.capture_output,
-        "watcher": config.reload and not in_memory,
+        "watcher": config.reload,
+        "hooks": bool(config.hooks),
     }
-    return tuple(kind for kind, is_wanted in kinds.items() if is_wanted)
+    return tuple(kind for kind, is_wanted in wanted.items() if is_wanted)
 
 
 class _Service(Struct):

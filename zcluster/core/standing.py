@@ -29,9 +29,9 @@ class Standing:
     def __init__(self) -> None:
         self._said = ""
 
-    def tell(self, fleet: Fleet, send: Callable[[m.Standing], None]) -> None:
+    def tell(self, fleet: Fleet, send: Callable[[m.Running], None]) -> None:
         """Send to the launcher how the cluster stands, if that is new."""
         text = standing(fleet)
         if text != self._said:
             self._said = text
-            send(m.Standing(text))
+            send(m.Running(0, text))

@@ -14,7 +14,7 @@ from zcluster.unix.zygotes import Zygotes
 
 log = logging.getLogger("zcluster.master")
 
-Blow = f.Terminate | f.Dump | f.Kill | f.DumpZygote | f.KillZygote
+Blow = f.Terminate | f.Dump | f.Kill | f.SendSignal | f.DumpZygote | f.KillZygote
 
 
 class Ending:
@@ -36,6 +36,8 @@ class Ending:
             case f.Kill(id=id_, pid=pid, start=start, reason=reason):
                 self._log_stacks(f"worker id={id_}", f"stacks-{id_}", reason)
                 process.send_signal(pid, start, signal.SIGKILL)
+            case f.SendSignal(pid=pid, start=start, number=number):
+                process.send_signal(pid, start, number)
             case f.DumpZygote(generation=generation, reason=reason):
                 log.error("the zygote of generation %d is dumped, then killed: %s", generation, reason)
                 self._begin_note(f"stacks-zygote-{generation}")

@@ -4,7 +4,6 @@ Invariant: it is arranged once, by the launcher, before anything is opened or st
 """
 
 import importlib.util
-import logging
 import os
 import sys
 import tempfile
@@ -12,8 +11,6 @@ from pathlib import Path
 
 from zcluster.config import Config
 from zcluster.errors import ConfigError
-
-log = logging.getLogger("zcluster.launcher")
 
 
 def enter(config: Config, *, in_memory: bool = False) -> None:
@@ -45,7 +42,7 @@ def given_variables(config: Config) -> tuple[str, ...]:
 
 
 def _require_watcher(config: Config, *, in_memory: bool) -> None:
-    """Raise `ConfigError` when --reload cannot be; warn, because it is not for production."""
+    """Raise `ConfigError` when --reload cannot be."""
     if in_memory:
         raise ConfigError(
             "option 'reload' is given, but the app lives in the memory of this program, so there are no files to "
@@ -62,7 +59,6 @@ def _require_watcher(config: Config, *, in_memory: bool) -> None:
             raise ConfigError(
                 f"option 'reload_extra_file' is {path!r:.200}, but there is no such file", "reload_extra_file"
             )
-    log.warning("--reload is for development: it watches files, and shows tracebacks to every client")
 
 
 def have_temporary_files(folder: Path) -> None:
