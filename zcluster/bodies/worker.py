@@ -325,6 +325,7 @@ class Worker:
             loop_lag_s=max(0.0, now - stats.loop_tick) if self.serving and not stats.inflight else 0.0,
             slow=slow_requests(stats.slow(now, SLOW_AFTER_S, SLOW_MAX)),
             refused=dict(stats.refused),
+            state=self.lane.state,
         )
 
     def _finish_mail(self) -> None:

@@ -171,6 +171,7 @@ class Link:
                 self._perform(self._joining.master_gone(time.monotonic()))
             now = time.monotonic()
             self._perform(self._joining.tick(now))
+            self.outbox.repeat(now)
             if self._delivered or ready or now >= end or (room and self._full):
                 if room:
                     self._full = False  # told once: the owner may have nothing more to say

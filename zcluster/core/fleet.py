@@ -34,6 +34,7 @@ from zcluster.core.fleet_worker import (
     IllegalTrigger,
     Worker,
     adopted_state,
+    unheard,
 )  # fmt: skip
 from zcluster.core.fleet_zygote import READY as ZYGOTE_READY
 from zcluster.core.messages import WorkerInfo
@@ -128,7 +129,9 @@ class Fleet(Reloads):
         match event:
             case f.Heard(_, beat):
                 self._alive(worker, "heard", now)
-                worker.beat = beat or worker.beat
+                if beat is not None:
+                    worker.beat = beat
+                    self._reconcile(worker, beat.state, now)
             case f.Ready():
                 self._ready(worker, now)
             case f.Leaving(_, reason):
@@ -278,9 +281,7 @@ class Fleet(Reloads):
             self.announce("online", worker, now)
             self.after_birth(worker, now)
         elif worker.state == DRAINING and worker.told_to_leave and worker.deadline is not None:
-            # The order may have been sent to a link that is no more.
-            quick = self.stopping is not None and self.stopping.quick
-            self.out.append(f.SendDrain(worker.id, max(0.0, worker.deadline - now), quick))
+            self._drain_again(worker, worker.deadline - now)  # it may have been sent to a link that is no more
 
     def _strangers_hello(self, info: WorkerInfo, link: bytes, now: float) -> None:
         if (info.pid, info.start) in self.roster.deaths:
@@ -312,6 +313,20 @@ class Fleet(Reloads):
             self.ever_ready = True
             self.mark_rolled(worker)
             self.announce("listening", worker, now)
+
+    def _reconcile(self, worker: Worker, says: str, now: float) -> None:
+        """Make good what was lost on the way to us, or to the worker."""
+        match unheard(worker, says):
+            case "ready":
+                self._ready(worker, now)
+            case "leaving":
+                self._leaving(worker, "its reason was lost", now)
+            case "drain" if worker.deadline is not None and worker.killed_at is None:
+                self._drain_again(worker, worker.deadline - now)
+
+    def _drain_again(self, worker: Worker, left_s: float) -> None:
+        quick = self.stopping is not None and self.stopping.quick
+        self.out.append(f.SendDrain(worker.id, max(0.0, left_s), quick))
 
     def _leaving(self, worker: Worker, reason: str, now: float) -> None:
         was = worker.state

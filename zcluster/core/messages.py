@@ -100,6 +100,7 @@ class Beat(Struct, frozen=True, array_like=True, tag="beat"):
     loop_lag_s: float
     slow: tuple[SlowRequest, ...] = ()  # the oldest requests in flight, oldest first; see core/slow
     refused: dict[str, int] = {}  # requests that the app never saw, by reason, since this worker started
+    state: str = ""  # as in its lane: a Ready, Leaving or Drain that was lost shows in it
 
 
 class Leaving(Struct, frozen=True, array_like=True, tag="leaving"):
