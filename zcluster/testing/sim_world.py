@@ -11,6 +11,7 @@ otherwise for its kind: that is what sockets do, and queues that are full.
 """
 
 import heapq
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import count
 from random import Random
@@ -115,7 +116,7 @@ class Wire:
             self.to(item)
 
 
-class Actor:
+class Actor(ABC):
     """A process. Whoever derives from it says what a `turn` is, and when the next one is `due`."""
 
     def __init__(self, world: "World", name: str) -> None:
@@ -130,13 +131,13 @@ class Actor:
         self._frozen_at = 0.0
         self.stopped: list[tuple[float, float]] = []  # when it was frozen
 
+    @abstractmethod
     def turn(self, items: list[Any]) -> None:
         """Take what has arrived, and do what the time has come for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def due(self) -> float:
         """When to run although nothing arrives."""
-        raise NotImplementedError
 
     def deliver(self, item: object) -> None:
         """Something arrives."""
