@@ -81,6 +81,8 @@ def shown_default(option: config.Option) -> str:
         return "required"
     if "auto" in option.metavar:
         return "`auto`"
+    if option.type is bool:
+        return "on" if option.default else "off"
     text = ", ".join(option.default) if option.multiple else option.default
     return f"`{text:g}`" if isinstance(text, float) else f"`{text}`" if text != "" else ""
 

@@ -65,6 +65,10 @@ def test_tests_can_run_at_a_tenth():
         ({"app": "a:b", "name": "a/b"}, "option 'name' is 'a/b'"),
         ({"app": "a:b", "name": ".."}, "option 'name' .* not only dots"),
         ({"app": "a:b", "name": "x" * 41}, "option 'name' .* 1 to 40"),
+        *(
+            ({"app": "a:b", "health_path": p}, "option 'health_path' .* a '/' and")
+            for p in ("up", "/a b", "/#", "/é")
+        ),
         ({"app": "a:b", "state": "/\udcff"}, "option 'state' .* UTF-8"),
         ({"app": "a:b", "heartbeat_s": 10}, "'heartbeat_s' is 10 s, but must be below a third of 'hang_timeout_s'"),
         ({"app": "a:b", "hang_timeout_s": 0.6}, "'heartbeat_s' is 1 s, .* lower the one or raise the other"),

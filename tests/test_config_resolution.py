@@ -62,9 +62,20 @@ def test_each_source_is_stronger_than_the_one_before(write, resolved):
 
 def test_every_option_can_stand_in_a_file_and_in_a_variable(write, resolved):
     """All of them under their one name, and with the type they have."""
-    others = {"app": "a:b", "workers": 3, "bind": (":80",), "unix_mode": "0660", "forwarded_allow_ips": "*"}
+    others = {
+        "app": "a:b",
+        "workers": 3,
+        "bind": (":80",),
+        "unix_mode": "0660",
+        "forwarded_allow_ips": "*",
+        "health_path": "/",
+        "hooks": "a:B",
+    }
     values = {o.field: others.get(o.field) or o.default or (o.least and int(o.least)) or "text" for o in options()}
+    values |= {"umask": "027", "env": ("A=1", "B="), "reload": True, "reload_extra_file": ("a", "b")}
+    values |= {"capture_output": True, "timeout_s": 7}
     values |= dict.fromkeys(("restart_limit", "max_requests", "max_requests_jitter", "max_rss_mib", "max_age_s"), 7)
+    values["drain_delay_s"] = 7
     write(zcluster="\n".join(f"{o.name} = {json.dumps(values[o.field])}" for o in options()))
     from_file = resolved()
     write(zcluster="")

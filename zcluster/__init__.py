@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         SpawnError,
         TooLarge,
     )
+    from zcluster.hooks import Hooks
     from zcluster.messaging import gather, publish, request, subscribe
     from zcluster.whoami import worker
 
@@ -35,6 +36,7 @@ __all__ = [
     "ClusterError",
     "ConfigError",
     "Counter",
+    "Hooks",
     "NoReply",
     "PeerGone",
     "QueueFull",
@@ -51,7 +53,7 @@ __all__ = [
 ]
 
 _HOMES = {  # all others are errors
-    **{"Cluster": "cluster", "Counter": "counter", "QueueFull": "core.outbox", "worker": "whoami"},
+    **{"Cluster": "cluster", "Counter": "counter", "Hooks": "hooks", "QueueFull": "core.outbox", "worker": "whoami"},
     **dict.fromkeys(("gather", "publish", "request", "subscribe"), "messaging"),
 }
 

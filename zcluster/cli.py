@@ -1,4 +1,4 @@
-"""The command line: `zcluster run`, `config`, `check`, `ps`, `counters`, `scale`, `reload`, `stop`.
+"""The command line: `zcluster run` and what is made for it, and the commands to a cluster that runs.
 
 Invariant: every end of a command is an exit code of `errors` and, when it is not 0, one line on stderr that begins
 with "zcluster: error:". Only a bug of ours shows a traceback, and ends with 70.
@@ -6,23 +6,28 @@ with "zcluster: error:". Only a bug of ours shows a traceback, and ends with 70.
 The options of `run` are made from `Config`, in `parameters`: none is declared here.
 """
 
-import json
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from zcluster.errors import BusError, ClusterError, ReloadFailed, SpawnError
 from zcluster.follower import Refusal
-from zcluster.parameters import SETTINGS, import_from, run_parameters, sources_of
+from zcluster.logview import logs_command
+from zcluster.operating import kill_command, restart_command, send_command
+from zcluster.parameters import ANSWER_TIMEOUT_S, SETTINGS, import_from, run_parameters, sources_of
+from zcluster.parameters import which as _which
 from zcluster.preview import check_command, config_command
 from zcluster.resolution import resolve
+from zcluster.stacks import dump_command
+from zcluster.unit import systemd_command
 from zcluster.unix.logs import complain
+from zcluster.watching import counters_command, events_command, ps_command
 
 NOT_DONE: Final = ReloadFailed.exit_code  # the cluster runs, and has not done what it was told
-ANSWER_TIMEOUT_S: Final = 5.0  # a master that lives answers in milliseconds; an operator gives up soon after this
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,7 +74,7 @@ def _run(**given: Any) -> int:
     """
     sources = sources_of(given)
     config = resolve(sources).config
-    import_from(sources.folder)
+    import_from(str(Path(sources.folder, config.chdir)))
     from zcluster.bodies import launcher
 
     return launcher.run(config, sources=sources)
@@ -80,44 +85,15 @@ cli.add_command(
 )
 cli.add_command(config_command)
 cli.add_command(check_command)
+cli.add_command(dump_command)
+cli.add_command(logs_command)
+cli.add_command(systemd_command)
 
 
 # ---- commands to a running cluster ---------------------------------------------------------------------------------
-def _which(command: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Add the options that say which cluster is meant."""
-    command = click.option(
-        "--run-dir", default="", metavar="DIR", envvar="ZCLUSTER_RUN_DIR", help="As given to run."
-    )(command)
-    return click.option("--name", default="", metavar="NAME", help="Which cluster; default: the only one.")(command)
-
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-
-
-@cli.command(context_settings=SETTINGS)
-@_which
-@_as_json
-def ps(name: str, run_dir: str, as_json: bool) -> None:
-    """Show a running cluster and its workers."""
-    from zcluster.cluster import Cluster
-    from zcluster.tables import cluster_table
-
-    with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
-        seen = cluster.snapshot()
-    click.echo(json.dumps(seen) if as_json else cluster_table(seen))
-
-
-@cli.command(context_settings=SETTINGS)
-@_which
-@_as_json
-def counters(name: str, run_dir: str, as_json: bool) -> None:
-    """Show the totals of a running cluster's counters."""
-    from zcluster.cluster import Cluster
-    from zcluster.tables import counters_table
-
-    with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
-        totals = cluster.snapshot()["counters"]
-    click.echo(json.dumps(totals) if as_json else counters_table(totals))
+cli.add_command(ps_command)
+cli.add_command(counters_command)
+cli.add_command(events_command)
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
@@ -169,3 +145,8 @@ def stop(name: str, run_dir: str, quick: bool, wait: bool) -> int:
     with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
         cluster.request_stop(quick=quick)
         return cluster.wait() if wait else 0
+
+
+cli.add_command(restart_command)
+cli.add_command(kill_command)
+cli.add_command(send_command)

@@ -15,6 +15,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from signal import SIGTERM
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
@@ -27,7 +28,7 @@ from zcluster.errors import BusError, ClusterError, ConfigError, SpawnError
 from zcluster.handle import WAIT_TIMEOUT_S, Handle
 from zcluster.launched import KILL_TIMEOUT_S, Launched
 from zcluster.orders import ANSWER_TIMEOUT_S, environment
-from zcluster.roster import Worker
+from zcluster.roster import Worker, signal_number
 from zcluster.unix.cpus import available_cpus
 
 # What a launcher takes beyond the drain: 10 s overrun, 5 s for zygotes and services, 5 s for killing.
@@ -171,7 +172,7 @@ class Cluster(Handle):
     def stop(self, quick: bool = False, timeout_s: float | None = None) -> int:
         """End the cluster and close this handle; requests in flight are finished first. Returns the exit code.
 
-        After `timeout_s` seconds (default: the drain's own limit and 25 s) a launcher that we started is killed, its
+        After `timeout_s` seconds (default: the drain's own limits and 25 s) a launcher that we started is killed, its
         workers leave by themselves, and `ClusterError` is raised. When it has ended already, only closes the handle.
         """
         if self._launched is None or self._closed:
@@ -182,7 +183,8 @@ class Cluster(Handle):
                 if not quick:
                     self._flush()
                 self.request_stop(quick=quick)
-            drain_s = self._config.graceful_timeout_s if self._config is not None else WAIT_TIMEOUT_S
+            config = self._config
+            drain_s = config.drain_delay_s + config.graceful_timeout_s if config is not None else WAIT_TIMEOUT_S
             return self.wait(drain_s + STOP_MARGIN_S if timeout_s is None else timeout_s)
         except BaseException:
             if self._config is not None:
@@ -278,6 +280,28 @@ class Cluster(Handle):
             return self._ordering().reload(timeout_s)
         self._ordering().begin_reload()
         return 0
+
+    def restart(self, slot: int, *, wait: bool = True, timeout_s: float | None = None) -> int:
+        """Replace the worker of a slot by a new one of the same code, new before old; returns the new one's id.
+
+        A slot that waits after crashes gets its worker now. Raises `BusError` with the reason when there is no such
+        slot, or the new worker does not start: the one that serves then goes on. It returns when the old worker is
+        gone, and by default waits as long as that takes; `ClusterError` after `timeout_s` seconds. Without `wait` it
+        returns 0 as soon as the order is taken; a master that dies before it is carried out forgets it.
+        """
+        if wait:
+            return self._ordering().restart(slot, timeout_s)
+        self._ordering().begin_restart(slot)
+        return 0
+
+    def send_signal(self, slot: int, signal: int | str = SIGTERM) -> tuple[int, int]:
+        """Have the master send a signal, by number or name, to the worker of a slot; returns its id and pid.
+
+        TERM lets it finish; in any case it is replaced when it ends. Unlike `Worker.kill` it is logged by the
+        cluster, and works from another PID namespace. Raises `BusError` when the slot has no worker, `ClusterError`
+        when there is no such signal.
+        """
+        return self._ordering().kill(slot, signal_number(signal))
 
     def _patience_s(self, timeout_s: float | None) -> float:
         if timeout_s is not None:

@@ -13,46 +13,21 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
-from msgspec import Meta
 
 from zcluster.addresses import ADDRESS_FORMS
 from zcluster.configcheck import check
+from zcluster.describing import choice as _choice
+from zcluster.describing import number as _number
+from zcluster.describing import seconds as _seconds
+from zcluster.describing import switch as _switch
+from zcluster.describing import text as _text
 from zcluster.errors import ConfigError
 from zcluster.option import Option, misfit, nearest
 
-# Every describing function takes `fixed`: why a reload cannot change the option, or "" when it can.
 _LISTENING: Final = "the sockets stay open from start to end"
 _LEDGER: Final = "the ledger is made once, at the start"
 _PERIODS: Final = "processes of both generations and their judges have to agree on it"
-
-
-def _extra(flags: str | tuple[str, ...], metavar: str, env: str, fixed: str) -> dict[str, Any]:
-    """Say how the command line spells an option: its flags, the long one first; `env`: a variable that stands in."""
-    return {
-        "flags": (flags,) if isinstance(flags, str) else flags,
-        "metavar": metavar,
-        "env": env,
-        "fixed": fixed,
-    }
-
-
-def _seconds(flag: str, least_s: float, most_s: float, text: str, fixed: str = "") -> Meta:
-    return Meta(description=text, ge=least_s, le=most_s, extra=_extra(flag, "SECONDS", "", fixed))
-
-
-def _number(
-    flags: str | tuple[str, ...], least: int, most: int, text: str, meta: str = "N", env: str = "", fixed: str = ""
-) -> Meta:
-    return Meta(description=text, ge=least, le=most, extra=_extra(flags, meta, env, fixed))
-
-
-def _text(flags: str | tuple[str, ...], text: str, meta: str, env: str = "", least: int = 0, fixed: str = "") -> Meta:
-    """Describe a string of at least so many characters, or a list of at least so many strings."""
-    return Meta(description=text, min_length=least, max_length=4096, extra=_extra(flags, meta, env, fixed))
-
-
-def _choice(flags: str | tuple[str, ...], text: str, meta: str = "", fixed: str = "") -> Meta:
-    return Meta(description=text, extra=_extra(flags, meta, "", fixed))
+_SURROUNDINGS: Final = "every process has it from its start"
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,6 +75,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_dir: Annotated[
         str, _text("--run-dir", "tmpfs directory for sockets and shared memory.", "DIR", fixed="it is found there")
     ] = ""  # the launcher then takes /dev/shm: tmpfs everywhere, also in read-only containers
+    hooks: Annotated[
+        str,
+        _text(
+            "--hooks",
+            "Class whose functions are called at the turns of the cluster's life: MODULE:CLASS; see zcluster.Hooks.",
+            "MODULE:CLASS",
+            fixed="the process that calls them outlives a reload",
+        ),
+    ] = ""
     preload: Annotated[
         Literal["auto", "on", "off"],
         _choice(
@@ -115,6 +99,19 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boot_timeout_s: Annotated[
         float, _seconds("--boot-timeout", 0.05, 86400, "A worker not ready this long after its order is killed.")
     ] = 60.0
+    # none: which path means anything, only the app knows
+    health_path: Annotated[
+        str,
+        _text(
+            "--health-path",
+            "A new worker serves when it has answered a GET on this path with 200; default: at once.",
+            "PATH",
+        ),
+    ] = ""
+    # none: it is for who has a load balancer in front that has to notice
+    drain_delay_s: Annotated[
+        float, _seconds("--drain-delay", 0, 3600, "A graceful stop begins this long after it was asked for.")
+    ] = 0.0
     # gunicorn's, and the grace period of Kubernetes
     graceful_timeout_s: Annotated[
         float, _seconds("--graceful-timeout", 0.01, 86400, "A draining worker is killed after this time.")
@@ -126,6 +123,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Node's; long enough for a page and its parts, short enough not to hoard connections
     keep_alive_s: Annotated[
         float, _seconds("--keep-alive", 0.01, 3600, "An idle connection waits this long for its next request.")
+    ] = 5.0
+    # off: what is too long only its operator knows; gunicorn's 30 s are written as --timeout 30
+    timeout_s: Annotated[
+        float,
+        _seconds(
+            ("--timeout", "-t"),
+            0,
+            86400,
+            "A request this long in the app, with nothing sent or received, is logged with its stack; 0: none.",
+        ),
+    ] = 0.0
+    # what was only slow ends soon after the limit; what hangs is not to hold a thread for much longer than that
+    timeout_grace_s: Annotated[
+        float,
+        _seconds("--timeout-grace", 0.01, 86400, "So long after --timeout the worker is replaced, start-first."),
     ] = 5.0
     # gunicorn's worker timeout; but here a slow request is no hang, only a loop that stands still
     hang_timeout_s: Annotated[
@@ -285,6 +297,64 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str,
         _text("--access-logformat", "Format of these lines, in gunicorn's atoms, or 'json'.", "FORMAT", least=1),
     ] = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+    user: Annotated[
+        str,
+        _text(("--user", "-u"), "Once the sockets are bound, be this user; needs root.", "USER", fixed=_SURROUNDINGS),
+    ] = ""
+    group: Annotated[
+        str, _text(("--group", "-g"), "And in this group; default: those of --user.", "GROUP", fixed=_SURROUNDINGS)
+    ] = ""
+    umask: Annotated[
+        str, _text(("--umask", "-m"), "Umask of all processes, octal (027).", "MODE", fixed=_SURROUNDINGS)
+    ] = ""
+    chdir: Annotated[
+        str, _text("--chdir", "Working directory; the app is imported from there.", "DIR", fixed=_SURROUNDINGS)
+    ] = ""
+    env: Annotated[
+        tuple[str, ...],
+        _text(("--env", "-e"), "Set a variable for the app; may be repeated.", "NAME=VALUE", fixed=_SURROUNDINGS),
+    ] = ()
+    pidfile: Annotated[
+        str, _text(("--pid", "-p"), "Write the launcher's process id into this file.", "FILE", fixed=_SURROUNDINGS)
+    ] = ""
+    reload: Annotated[
+        bool, _switch("--reload", "For development: reload when code changes, show code that fails.", _SURROUNDINGS)
+    ] = False
+    reload_extra_file: Annotated[
+        tuple[str, ...],
+        _text(
+            "--reload-extra-file", "Watch this file or directory too; may be repeated.", "PATH", fixed=_SURROUNDINGS
+        ),
+    ] = ()
+    # stderr, where a supervisor, a container or a shell looks for it; the second spelling is gunicorn's
+    log_file: Annotated[
+        str,
+        _text(
+            ("--log-file", "--error-logfile"),
+            "Our log goes to this file, '-': to stderr.",
+            "FILE",
+            least=1,
+            fixed="it is one log for all processes, and some outlive a reload",
+        ),
+    ] = "-"
+    log_format: Annotated[
+        Literal["text", "json"],
+        _choice(
+            "--log-format",
+            "Lines of our log: text, or one JSON object each.",
+            "FORMAT",
+            fixed="it is one log for all processes, and some outlive a reload",
+        ),
+    ] = "text"
+    # gunicorn's: what an app prints is its own, unless it is asked for
+    capture_output: Annotated[
+        bool,
+        _switch(
+            "--capture-output",
+            "What workers write to stdout and stderr goes line by line into our log, with their prefix.",
+            fixed="its pipes belong to the workers for life",
+        ),
+    ] = False
     # deaths, replacements, starts and stops; nothing per request
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],
@@ -315,11 +385,12 @@ def options() -> Iterator[Option]:
 def make_config(**values: Any) -> Config:
     """Return the checked configuration for these options, named as the fields of `Config`.
 
-    A single string is accepted for `bind`, and "auto" for `workers`. Raises `ConfigError` naming
+    A single string is accepted for a list of them, and "auto" for `workers`. Raises `ConfigError` naming
     the option.
     """
-    if isinstance(values.get("bind"), str):
-        values["bind"] = (values["bind"],)
+    for field in ("bind", "env", "reload_extra_file"):
+        if isinstance(values.get(field), str):
+            values[field] = (values[field],)
     if values.get("workers") == "auto":
         values["workers"] = 0
     unknown = sorted(set(values) - set(Config.__struct_fields__))

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 MAX_NAME_CHARS: Final = 40  # /dev/shm/zcluster-<uid>/<name>/<instance>/ctl has to fit into the 107 bytes of unix(7)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+_PATH = re.compile(r"/[!-\"$-~]*")
+_HOOKS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _MODE = re.compile(r"0?o?[0-7]{3}")
+_UMASK = re.compile(r"0?o?[0-7]{1,3}")
 
 
 @contextmanager
@@ -64,6 +67,10 @@ def check(config: "Config") -> None:
         raise ConfigError(
             f"option 'unix_mode' is {config.unix_mode!r:.200}, but should be octal, such as 0660", "unix_mode"
         )
+    _check_health_path(config.health_path)
+    _check_surroundings(config)
+    if config.hooks and not _HOOKS.fullmatch(config.hooks):
+        raise ConfigError(f"option 'hooks' is {config.hooks!r:.200}, but should be MODULE:CLASS", "hooks")
     if config.keyfile and not config.certfile:
         raise ConfigError(
             "option 'keyfile' is given without 'certfile'; give the certificate too", "keyfile", "certfile"
@@ -88,6 +95,30 @@ def check(config: "Config") -> None:
                 field,
                 other,
             )
+
+
+def _check_health_path(path: str) -> None:
+    if path and not _PATH.fullmatch(path):
+        raise ConfigError(
+            f"option 'health_path' is {path!r:.200}, but should be as it stands in a request: "
+            "a '/' and printable ASCII without blanks or '#', such as /health?deep=1",
+            "health_path",
+        )
+
+
+def _check_surroundings(config: "Config") -> None:
+    if config.umask and (not _UMASK.fullmatch(config.umask) or int(config.umask.replace("o", ""), 8) & 0o700):
+        raise ConfigError(
+            f"option 'umask' is {config.umask!r:.200}, but should be octal and leave the owner all permissions, "
+            "such as 027",
+            "umask",
+        )
+    for text in config.env:
+        name, equals, _ = text.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"option 'env' is {text!r:.200}, but should be NAME=VALUE", "env")
+    if config.reload_extra_file and not config.reload:
+        raise ConfigError("option 'reload_extra_file' is given without 'reload'", "reload_extra_file", "reload")
 
 
 def _is_utf8(text: str) -> bool:

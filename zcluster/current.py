@@ -47,6 +47,8 @@ leave: Callable[[str], None] | None = None  # begin to leave, voluntarily, for t
 mailbox: Any = None  # of a worker: what `messaging` sends with
 subscriptions = Subscriptions()  # what the application has registered for messages
 counting: Counting | None = None  # set when the application has imported `counter`
+# Where our own lines for stdout and stderr go when 1 and 2 are a worker's pipe (`--capture-output`); -1: to 1 and 2.
+streams: tuple[int, int] = (-1, -1)
 fds: list[int] = []  # ours (ledger, locks, bus, leash): closed in a child that the application forks
 at_unbind: list[Callable[[], None]] = []  # doors that keep something of the above drop it here
 
@@ -63,12 +65,12 @@ def guard_forks() -> None:
 
 def unbind_in_child() -> None:
     """Become a stranger to the cluster. Touches no shared memory: in the child it is not mapped (MADV_DONTFORK)."""
-    global role, ledger, locks, lane, worker, wake, poke, leave, mailbox
+    global role, ledger, locks, lane, worker, wake, poke, leave, mailbox, streams
     if role == "forked":
         return  # a fork of a fork: the numbers of our descriptors may be the application's by now
     role = "forked"
     ledger = locks = worker = wake = poke = leave = mailbox = None
-    lane = -1
+    lane, streams = -1, (-1, -1)
     for forget in at_unbind:
         forget()
     for fd in fds:

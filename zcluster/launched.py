@@ -73,7 +73,9 @@ class Launched:
             raise ConfigError(f"several clusters are running: {names}; choose one with --name")
         what = f"no cluster named {name!r} is running" if name else "no cluster is running"
         also = (
-            f"; running are: {names}" if running else "; was it started with another --run-dir, or by another user?"
+            f"; running are: {names}"
+            if running
+            else "; was it started with another --run-dir, or by another user? `zcluster run APP` starts one"
         )
         raise SpawnError(f"{what} (looked in {rundir.root_of(base)}){also}")
 

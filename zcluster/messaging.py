@@ -53,8 +53,9 @@ def publish(topic: str, payload: object, *, reliable: bool = False) -> Delivery:
     """Publish to every subscriber of `topic` in all workers and handles, this process included, one copy each.
 
     Returns a future that resolves when everybody has been told. A subscriber that was stopped for long may miss some:
-    it is told so, and what is `reliable` is sent to it again (the master keeps the last 64 MiB). Raises `TypeError`
-    for a payload that cannot be encoded, `TooLarge` beyond 32 MiB, `QueueFull` when too much waits. Thread-safe.
+    it is told so, and what is `reliable` is sent to it again (the master keeps 64 MiB of it, within the last 50,000
+    pieces of all topics). Raises `TypeError` for a payload that cannot be encoded, `TooLarge` beyond 32 MiB,
+    `QueueFull` when too much waits. Thread-safe.
     """
     mailbox = _mailbox("publish")
     if mailbox is not None:

@@ -23,7 +23,7 @@ class Option(msgspec.Struct, frozen=True):
     env: str  # a variable of the platform's that stands in; weaker than our own
     default: Any
     choices: tuple[str, ...]  # of a Literal; else empty
-    type: type[str] | type[int] | type[float]
+    type: type[str] | type[int] | type[float] | type[bool]
     multiple: bool
     least: float | None
     most: float | None
@@ -47,7 +47,9 @@ class Option(msgspec.Struct, frozen=True):
         if "auto" in self.metavar:
             return "a number from 1 on, or 'auto'"
         if self.multiple:
-            return "a string or a list of strings, one at least"
+            return f"a string or a list of strings{', one at least' if self.least else ''}"
+        if self.type is bool:
+            return "true or false"
         if self.type is str:
             return "a string of 1 to 4096 characters" if self.least else "a string of at most 4096 characters"
         kind = "a whole number" if self.type is int else "a number"
@@ -68,7 +70,13 @@ def misfit(option: Option, value: Any, *, is_text: bool = False) -> ConfigError:
     near = nearest(value, option.choices) if isinstance(value, str) else ""
     hint = f"; did you mean {near!r}?" if near else ""
     right = (
-        (str, list, tuple) if option.multiple else (str,) if option.type is str or "auto" in option.metavar else ()
+        (str, list, tuple)
+        if option.multiple
+        else (str,)
+        if option.type is str or "auto" in option.metavar
+        else (bool,)
+        if option.type is bool
+        else ()
     )
     if type(value) in _KINDS and type(value) not in right and not is_text:
         hint = f", not {_KINDS[type(value)]}"

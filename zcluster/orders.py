@@ -162,6 +162,41 @@ class Orders:
 
     def begin_reload(self) -> None:
         """Order the same and return when the order is taken; what came of it is told by the news."""
+        if why := self._begin("reload", {"token": os.urandom(8).hex()}):
+            raise ReloadFailed(why)
+
+    def restart(self, slot: int, timeout_s: float | None) -> int:
+        """Have the worker of a slot replaced, start-first; returns the new one's id when the old one is gone."""
+        body = self._follower.ask("restart", self._one_in(slot), timeout_s)
+        id_ = msgspec.msgpack.decode(body, type=dict[str, int])["worker"]
+        self._await(
+            lambda: all(worker.id >= id_ for worker in self._news.roster.workers.values() if worker.slot == slot),
+            f"the worker before worker {id_} in slot {slot} to finish",
+            float("inf") if timeout_s is None else timeout_s,
+        )
+        return id_
+
+    def begin_restart(self, slot: int) -> None:
+        """Order the same and return when the order is taken."""
+        if why := self._begin("restart", self._one_in(slot)):
+            raise Refusal("restart", why)
+
+    def kill(self, slot: int, number: int) -> tuple[int, int]:
+        """Have the worker of a slot sent a signal; returns its id and pid."""
+        body = self._follower.ask("kill", {**self._one_in(slot), "signal": number}, ORDER_TIMEOUT_S)
+        told = msgspec.msgpack.decode(body, type=dict[str, int])
+        return told["worker"], told["pid"]
+
+    def _one_in(self, slot: int) -> dict[str, int]:
+        """A slot as the master is asked for it: with the worker that is meant, so nothing happens to the next one."""
+        there = [worker for worker in self._news.roster.workers.values() if worker.slot == slot]
+        meant = max(
+            there, key=lambda w: (not w.has_reached("disconnect"), w.has_reached("listening"), -w.id), default=None
+        )
+        return {"slot": slot} if meant is None else {"slot": slot, "worker": meant.id}
+
+    def _begin(self, verb: str, args: Mapping[str, object]) -> str:
+        """Order what is answered at its end; returns when the order is taken: "", or why it was refused at once."""
         refused: list[str] = []
         is_taken = False
 
@@ -169,19 +204,18 @@ class Orders:
             if isinstance(answer, BusError):
                 why = answer.reason if isinstance(answer, Refusal) else str(answer)
                 refused.append(why)
-                if is_taken:
-                    log.error("the reload has failed: %s", why)
+                if is_taken and isinstance(answer, Refusal):  # else this handle was closed, or the cluster ended
+                    log.error("the %s has failed: %s", verb, why)
 
-        self._follower.ask_then("reload", {"token": os.urandom(8).hex()}, then)
-        # Questions are taken in order, and a reload is answered at its end: when the second one is answered, the
-        # first is in the launcher's keeping.
+        self._follower.ask_then(verb, args, then)
+        # Questions are taken in order, and this one is answered at its end: when the second one is answered, the
+        # first is in the master's hands.
         try:
             self._scale({"by": 0})
         except Refusal as refusal:
-            raise ReloadFailed(refusal.reason) from None
-        if refused:
-            raise ReloadFailed(refused[0])
+            return refusal.reason
         is_taken = True
+        return refused[0] if refused else ""
 
     # ---- one worker: what `roster.Owner` asks for ------------------------------------------------------------------
     def listen_to(self, worker: Worker, event: str, fn: Callback) -> None:

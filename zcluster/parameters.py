@@ -1,12 +1,15 @@
 """The options of `zcluster run` on the command line: made from `Config`, read into `Sources`.
 
+And of the commands to a running cluster: which one is meant.
+
 Invariant: `run`, `config` and `check` take the same parameters and understand them alike, because all three have them
 from here; none is declared twice.
 """
 
+import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +17,16 @@ import click
 
 from zcluster.config import options
 from zcluster.configfile import OWN_FILE, PROJECT_FILE
-from zcluster.errors import SpawnError
+from zcluster.errors import ConfigError, SpawnError
 from zcluster.option import Option
-from zcluster.resolution import FILE_VARIABLE, Sources, relevant
+from zcluster.resolution import FILE_VARIABLE, Sources, relevant, resolve
+from zcluster.unix.logs import complain
 
 # On every command: click makes the help option once, with the names that the first context it meets has.
 SETTINGS: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
+ANSWER_TIMEOUT_S: Final = 5.0  # a master that lives answers in milliseconds; an operator gives up soon after this
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 def run_parameters() -> list[click.Parameter]:
@@ -42,6 +49,29 @@ def sources_of(given: Mapping[str, Any]) -> Sources:
     return Sources(flags, relevant(os.environ), here, flags.pop("file", ""))
 
 
+def which(command: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Add the options that say which cluster is meant; what is not given is looked for where `run` would look."""
+
+    @functools.wraps(command)
+    def run(name: str | None, run_dir: str | None, **given: Any) -> int | None:
+        meant = _meant({"name": name, "run_dir": run_dir})
+        return command(name=meant[0], run_dir=meant[1], **given)
+
+    run_dir = click.option("--run-dir", metavar="DIR", help="As given to run.")
+    return click.option("--name", metavar="NAME", help="Which cluster; default: the only one.")(run_dir(run))
+
+
+def _meant(given: Mapping[str, str | None]) -> tuple[str, str]:
+    """Return name and run directory. A file that is wrong must not keep anybody from stopping what runs."""
+    try:
+        config = resolve(sources_of(given), needs_app=False).config
+    except ConfigError as error:
+        complain(f"zcluster: warning: {error}; looking for the cluster without the configuration")
+        environ = {name: os.environ.get(f"ZCLUSTER_{name.upper()}", "") for name in given}
+        return given["name"] or environ["name"], given["run_dir"] or environ["run_dir"]
+    return config.name, config.run_dir
+
+
 def import_from(folder: str) -> None:
     """Have the app found where the operator stands, as `python -m` has it."""
     if folder not in sys.path:
@@ -60,6 +90,8 @@ def _parameter(option: Option) -> click.Parameter:
         text += f"  [default: {shown}]"
     if option.choices and len(option.flags) == 2:  # on | off | auto: one flag for each of the first two
         return click.Option([option.field, "/".join(option.flags)], default=None, help=text)
+    if option.type is bool:
+        return click.Option([*option.flags, option.field], is_flag=True, default=None, help=text)
     return click.Option(
         [*option.flags, option.field],
         type=click.Choice(option.choices) if option.choices else str if "auto" in option.metavar else option.type,

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -18,8 +19,10 @@ from zcluster.errors import ClusterError
 from zcluster.option import Option
 from zcluster.parameters import SETTINGS, import_from, run_parameters, sources_of
 from zcluster.resolution import NO_APP, Resolved, resolve
+from zcluster.unix import identity, surroundings
 from zcluster.unix.application import load
 from zcluster.unix.forksafety import hazards
+from zcluster.unix.hooked import find_hooks
 from zcluster.unix.logs import complain
 
 ORIGIN_COLUMN: Final = 46  # where the comments begin: only addresses and formats are longer
@@ -73,7 +76,7 @@ def _check(**given: Any) -> int:
     try:
         sources = sources_of(given)
         resolved = resolve(sources)
-        import_from(sources.folder)
+        import_from(str(Path(sources.folder, resolved.config.chdir)))
         _try_out(resolved)
     except ClusterError as error:
         complain(f"zcluster: error: {error}")
@@ -95,9 +98,16 @@ def _try_out(resolved: Resolved) -> None:
 
         certificate.load(config.certfile, config.keyfile)
         click.echo(f"certificate: {config.certfile} is good")
+    who = identity.wanted(config)
+    if who is not None:
+        click.echo(f"user: {who}")
+    surroundings.enter(config)
     known_fds = frozenset(int(fd) for fd in os.listdir("/proc/self/fd"))
     began = time.monotonic()
     load(config.app)
+    if config.hooks:
+        find_hooks(config.hooks)
+        click.echo(f"hooks: {config.hooks} loads")
     click.echo(f"app: {config.app} loads, in {time.monotonic() - began:.1f} s")
     click.echo(f"preload: {_preload(config, known_fds)}")
 

@@ -31,6 +31,11 @@ _SERVICE: Final = re.compile(
 )
 _SERVICE_URL: Final = re.compile(r"(tcp|udp|sctp)://")  # ..._PORT=tcp://10.0.0.11:6379
 
+_SWITCH: Final = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
 
 class Sources(msgspec.Struct, frozen=True):
     """Everything that a configuration is made from. Can be encoded: a launcher keeps it for the next reload."""
@@ -151,8 +156,11 @@ def _converted(option: Option, text: str, called: str) -> Any:
         return tuple(filter(None, (part.strip() for part in text.split(","))))
     if option.type is str or "auto" in option.metavar:
         return text
+    is_switch = option.type is bool
+    if is_switch and text.strip().lower() in _SWITCH:
+        return _SWITCH[text.strip().lower()]
     form = r"[-+]?\d{1,18}" if option.type is int else r"[-+]?\d{1,18}(\.\d{0,18})?"
-    if not re.fullmatch(form, text.strip(), re.ASCII):
+    if is_switch or not re.fullmatch(form, text.strip(), re.ASCII):
         error = misfit(option, text, is_text=True)
         raise _in_words(error, {option.field: Setting(option.field, text, called, called)})
     return option.type(text)

@@ -12,7 +12,7 @@ returned once. Written by one thread; others read, and see either the state befo
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from signal import SIGTERM, Signals
+from signal import SIGRTMAX, SIGRTMIN, SIGTERM, Signals
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -35,7 +35,7 @@ EXITED_MAX: Final = 4096  # ids remembered as gone; a snapshot that is older tha
 
 _WORKER_KEYS: Final = (
     *("id", "slot", "lane", "pid", "state", "generation", "requests", "inflight"),
-    *("connections", "threads", "rss_bytes", "uptime_s", "restarts", "oldest_request_s"),
+    *("connections", "threads", "rss_bytes", "uptime_s", "restarts", "oldest_request_s", "note"),
 )
 _CLUSTER_KEYS: Final = (
     *("urls", "epoch", "generation", "state", "launcher_pid", "master_pid", "zygote_pid", "counters"),
@@ -58,6 +58,21 @@ def bound(url: str) -> Bound:
     parts = urlsplit(url)
     host = parts.hostname or ""
     return Bound(host, parts.port, "tcp6" if ":" in host else "tcp4")
+
+
+def signal_number(signal: int | str) -> int:
+    """Return the number of a signal that is named ("SIGTERM", "term") or numbered (15, "15").
+
+    Raises `ClusterError` when there is no such signal.
+    """
+    text = str(signal).upper()
+    try:
+        number = (
+            int(signal) if isinstance(signal, int) or text.isdecimal() else Signals[f"SIG{text.removeprefix('SIG')}"]
+        )
+        return int(Signals(number) if number < SIGRTMIN or number > SIGRTMAX else number)
+    except (KeyError, ValueError):
+        raise ClusterError(f"there is no signal {signal!r}; give a number, or a name such as 'SIGTERM'") from None
 
 
 class Owner(Protocol):
@@ -203,20 +218,14 @@ class Worker:
         It is not the cluster's way to scale down or stop: the worker is replaced. Raises `ClusterError` when it has
         no process yet, or there is no such signal.
         """
-        if isinstance(signal, str):
-            try:
-                signal = Signals[signal]
-            except KeyError:
-                raise ClusterError(
-                    f"there is no signal {signal!r}; give a number, or a name such as 'SIGTERM'"
-                ) from None
+        number = signal_number(signal) if isinstance(signal, str) else signal
         if not self.pid:
             raise ClusterError(
                 f"worker {self.id} has not been forked yet; wait for its 'fork' event before you kill it"
             )
         if not is_alive(self._info.pid, self._info.start):
             return False
-        return send_signal(self._info.pid, self._info.start, signal)
+        return send_signal(self._info.pid, self._info.start, number)
 
     def _its(self) -> Owner:
         if self._owner is None:
@@ -374,6 +383,7 @@ def ps_form(snapshot: Snapshot) -> dict[str, Any]:
     form |= {key: getattr(snapshot, key) for key in _CLUSTER_KEYS}
     form["urls"] = list(snapshot.urls)
     form["refused"] = snapshot.refused
+    form["slots"], form["vacant"] = list(snapshot.slots), {str(slot): why for slot, why in snapshot.vacant.items()}
     form["workers"] = [
         {key: getattr(worker, key) for key in _WORKER_KEYS}
         | {"slow": [msgspec.structs.asdict(request) for request in snapshot.slow.get(worker.id, ())]}

@@ -1,10 +1,17 @@
-"""Tables for people: what `ps` and `counters` print. Programs use --json.
+"""Text for people: what `ps`, `counters` and `events` print. Programs use --json.
 
-Invariant: pure text from a snapshot; a column is as wide as its widest cell, numbers stand to the right.
+Invariant: pure text from what is known; a column is as wide as its widest cell, numbers stand to the right. Nothing
+that a client or an app has said reaches the terminal as it came.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import msgspec
+
+from zcluster.core.messages import Event
+from zcluster.core.slow import printable
 
 _NUMERIC_FROM = 5  # of the columns below: counts stand to the right, names to the left
 _COLUMNS = (
@@ -13,8 +20,12 @@ _COLUMNS = (
 )
 
 
-def cluster_table(seen: Mapping[str, Any]) -> str:
-    """Return the text of `ps` for a snapshot in the form of `ps --json`."""
+# What a terminal that is too narrow goes without, the first one first: it is in --json, and in a wider one.
+_DISPENSABLE = ("RESTARTS", "THREADS", "OLDEST", "CONNS", "GEN", "RSS")
+
+
+def cluster_table(seen: Mapping[str, Any], width: int = 0) -> str:
+    """Return the text of `ps` for a snapshot in the form of `ps --json`; `width` in characters, 0: no limit."""
     lines = [
         f"{seen['name']}  {seen['state']}  {'  '.join(seen['urls'])}",
         f"epoch {seen['epoch']}  generation {seen['generation']}  launcher {seen['launcher_pid']}  "
@@ -34,10 +45,11 @@ def cluster_table(seen: Mapping[str, Any]) -> str:
         )
         for worker in workers
     ]
-    head, *table = _aligned([_COLUMNS, *rows])
-    lines += ["", head]
+    head, *table = _fitting([_COLUMNS, *rows], width)
+    lines += ["", f"{head}  NOTE" if any(worker["note"] for worker in workers) else head]
     for worker, line in zip(workers, table, strict=True):
-        lines += [line, *_slow_lines(worker["slow"])]
+        lines += [f"{line}  {worker['note']}".rstrip(), *_slow_lines(worker["slow"])]
+    lines += [f"slot {slot} has no worker: {why}" for slot, why in seen["vacant"].items()]
     if seen["refused"]:
         often = sorted(seen["refused"].items(), key=lambda one: (-one[1], one[0]))
         lines += ["", "refused: " + ", ".join(f"{number:,} {reason}" for reason, number in often)]
@@ -61,19 +73,25 @@ def _aligned(rows: Sequence[Sequence[str]], numeric_from: int = _NUMERIC_FROM) -
     ]
 
 
+def _fitting(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return the table without as many columns as make it fit, if that can be."""
+    kept = list(range(len(_COLUMNS)))
+    for name in ("", *_DISPENSABLE):
+        kept = [number for number in kept if _COLUMNS[number] != name]
+        lines = _aligned([[row[number] for number in kept] for row in rows], sum(n < _NUMERIC_FROM for n in kept))
+        if not width or max(map(len, lines)) <= width:
+            break
+    return lines
+
+
 def _slow_lines(requests: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a worker is busy with, one request per line, to stand below the worker's own."""
     ages = [_span(request["age_s"]) for request in requests]
     width = max(map(len, ages), default=0)
     return [
-        f"    {age.rjust(width)}  {_printable(request['method'])} {_printable(request['path'])}"
+        f"    {age.rjust(width)}  {printable(request['method'])} {printable(request['path'])}"
         for age, request in zip(ages, requests, strict=True)
     ]
-
-
-def _printable(text: str) -> str:
-    """Return a client's words as any terminal may show them: what is no visible ASCII character is spelled out."""
-    return "".join(char if " " <= char <= "~" else char.encode("unicode_escape").decode() for char in text)
 
 
 def _size(size_bytes: int) -> str:
@@ -91,3 +109,21 @@ def _span(span_s: float) -> str:
     if days:
         return f"{days}d {hours}h"
     return f"{hours}h {minutes}m" if hours else f"{minutes}m {seconds}s"
+
+
+def event_line(event: Event) -> str:
+    """Return an event as `events` prints it: time, kind, who, and what there is to say; always one line."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time_s))
+    worker = event.worker
+    who = (
+        f"worker[{worker.slot}] gen={worker.generation} id={worker.id} pid={worker.pid}" if worker is not None else ""
+    )
+    first, *rest = event.text.splitlines() or [""]
+    text = f"{first} ... {rest[-1].strip()}" if rest else first  # of a traceback: what was done, and the error
+    said = ": ".join(filter(None, (who, printable(text))))
+    return f"{at}.{int(event.time_s * 1000) % 1000:03}  {event.kind:<10}  {said}".rstrip()
+
+
+def event_form(event: Event) -> dict[str, Any]:
+    """Return an event as `events --json` prints it."""
+    return {**msgspec.structs.asdict(event), "worker": event.worker and msgspec.structs.asdict(event.worker)}

@@ -1,14 +1,17 @@
 """Counts requests, and hangs in the ways a test asks for."""
 
+import atexit
 import gc
 import os
 import re
+import sys
 import threading
 
 from zcluster import Counter
 from zcluster.http import Engine
 
 requests = Counter("requests")
+atexit.register(lambda: print(f"exit functions of {os.getpid()}", file=sys.stderr, flush=True))
 
 
 def sleep_soundly(seconds):
@@ -39,6 +42,8 @@ def app(environ, start_response):
         return [b"%d" % os.getpid()]
     if path == "/sleep":
         sleep_soundly(float(amount))
+    if path == "/upload":
+        return [b"%d" % len(environ["wsgi.input"].read())]
     if path == "/regex":
         hold_the_interpreter()
     if path == "/wedge":

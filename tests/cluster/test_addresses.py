@@ -189,11 +189,11 @@ def test_a_descriptor_that_was_not_passed():
 
 
 # ---- socket units --------------------------------------------------------------------------------------------------
-def activated(*sockets, bind="", options=(), wait=True):
+def activated(*sockets, bind="", options=(), wait=True, app="hello:app", env=None):
     """A cluster started as by a socket unit with these sockets."""
     fds = [sock.fileno() for sock in sockets]
     prefix = (sys.executable, "-c", ACTIVATE, ",".join(map(str, fds)))
-    return running("hello:app", *options, bind=bind, prefix=prefix, popen={"pass_fds": fds}, wait=wait)
+    return running(app, *options, bind=bind, prefix=prefix, popen={"pass_fds": fds}, wait=wait, env=env)
 
 
 def test_sockets_of_a_unit_stand_in_for_the_default(tmp_path):

@@ -94,7 +94,8 @@ def test_a_stopped_worker_is_replaced(cluster, seen):
     assert hung_s > HANG_S / 2, hung_s
     assert heir.id > victim.id
     assert heir.restarts == victim.restarts + 1
-    assert hung.text.startswith("is hung")
+    assert re.fullmatch(r"is hung: nothing heard, and no tick, for \S+ s; frozen \(stopped\)", hung.text)
+    cluster.wait_log(rf"Worker {victim.pid} \(id \d+, slot \d\): frozen: it is stopped \(state T\)")
     cluster.wait_log(rf"Worker {victim.pid} died\. signal SIGKILL \(hung\); replacing it in slot {victim.slot} now")
     assert "in sleep_soundly" in stacks_of(cluster.log, victim.id), cluster.log
     load.check(cluster.counters()["requests"], base=before, kills=1)
@@ -130,7 +131,8 @@ def test_the_interpreter_held_in_c(cluster, seen):
     """A catastrophic regular expression: HUNG, the log names its line, and the other worker serves throughout."""
     with request(cluster, "/regex") as sock:
         dead = seen.wait(lambda: next((e for e in seen.events if e.kind == "exit"), None), "one is killed").worker
-        assert (dead.signal, dead.reason) == (signal.SIGKILL, "hung")
+        assert (dead.signal, dead.reason, dead.note) == (signal.SIGKILL, "hung", "GIL held")
+        cluster.wait_log(rf"Worker {dead.pid} \(id \d+, slot \d\): the interpreter \(GIL\) is held")
         stacks = stacks_of(cluster.log, dead.id)
         assert "in hold_the_interpreter" in stacks, cluster.log
         number = int(re.search(r"line (\d+) in hold_the_interpreter", stacks)[1])
@@ -169,6 +171,8 @@ def test_a_loop_stuck_outside_the_app(cluster, seen):
     dead = seen.wait(knock, "the worker with the stuck loop is killed").worker
     assert (dead.signal, dead.reason) == (signal.SIGKILL, "hung")
     assert "its event loop is stuck" in seen.happened("error", victim).text
+    assert dead.note == "loop blocked"
+    cluster.wait_log(rf"Worker {victim} \(id \d+, slot \d\): its event loop is blocked, with no request")
     assert re.search(r"line \d+ in (_accept|_leave_for)\b", stacks_of(cluster.log, dead.id)), cluster.log
     seen.wait_ready(WORKERS, without=[victim])
 

@@ -221,7 +221,7 @@ def test_a_worker_forked_while_the_bus_is_live_holds_none_of_it(cluster):
         paths = bus_paths(worker["pid"])
         assert [path for path in paths if path not in ("", "not unix")] == []
         assert {Path(path).name for path in targets(worker["pid"]) if path.startswith(run_dir)} <= {
-            "leash", "locks", "ledger", f"stacks-{worker['id']}",
+            "leash", "locks", "ledger", "log", f"stacks-{worker['id']}",
         }  # fmt: skip
     parted = r"pid={}: bus link lost: the master has ended"
     kill(ps["master_pid"])

@@ -96,12 +96,15 @@ def test_nohup_is_respected():
         if pid == 0:
             os.chdir(APPS)
             os.execv(command[0], command)
-        with os.fdopen(terminal, "rb", buffering=0) as screen:
-            read_until(screen, b"ready on")
-            os.kill(pid, signal.SIGHUP)
-            read_until(screen, b"reloaded: generation 2 serves")
-            os.kill(pid, signal.SIGTERM)
-            read_until(screen, b"stopping: SIGTERM")
+        try:
+            with os.fdopen(terminal, "rb", buffering=0) as screen:
+                read_until(screen, b"ready on")
+                os.kill(pid, signal.SIGHUP)
+                read_until(screen, b"reloaded: generation 2 serves")
+                os.kill(pid, signal.SIGTERM)
+                read_until(screen, b"stopping: SIGTERM")
+        finally:
+            os.kill(pid, signal.SIGTERM)  # twice is quick; it must not outlive a test that has failed
             _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0
 

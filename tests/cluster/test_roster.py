@@ -214,13 +214,13 @@ def test_ps_json_has_exactly_the_promised_keys():
     form = ps_form(snapshot(info(1), counters={"a": 1}))
     assert set(form) == {
         *("name", "url", "urls", "epoch", "generation", "state", "launcher_pid", "master_pid", "zygote_pid"),
-        *("counters", "workers", "refused"),
+        *("counters", "workers", "refused", "slots", "vacant"),
     }
     assert form["url"] == "http://a:1"
     assert form["urls"] == ["http://a:1", "http://b:2"]
     assert set(form["workers"][0]) == {
         *("id", "slot", "lane", "pid", "state", "generation", "requests", "inflight", "connections", "threads"),
-        *("rss_bytes", "uptime_s", "restarts", "oldest_request_s", "slow"),
+        *("rss_bytes", "uptime_s", "restarts", "oldest_request_s", "note", "slow"),
     }
 
 

@@ -21,6 +21,7 @@ APPS = {
     "number": "app = 42\n",
     "empty": "",
     "factory": "def make():\n    raise RuntimeError('no settings')\n",
+    "sick": "def app(environ, start_response):\n    start_response('503 No', [])\n    return [b'no database']\n",
     "good": "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'here']\n",
 }
 
@@ -85,6 +86,14 @@ def test_the_same_in_each_worker(apps, app):
     assert said in error(log)
     assert log.count(said) == 1
     assert log.count("Traceback (most recent call last)") == tracebacks
+
+
+def test_an_app_that_is_not_well(apps):
+    """Exit 3 as well, with the path and the answer, when none of its workers passes the health check."""
+    log, _ = failed("sick:app", "--health-path=/ready", code=3, cwd=apps)
+    text = "the health check failed: GET /ready (Host: localhost) was answered '503 No', not 200: 'no database'"
+    assert error(log).startswith(text)
+    assert log.count("the health check failed") == 1
 
 
 # ---- the operator: 2 -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from anatomy import kill, see
+from anatomy import kill, ready, see
 from harness import running, wait_for
 from load import Load
 from stopping import KEPT, ONCE, SOON_S, Held, all_answered, answer, ask, blocks_term, is_calm, next_answer
@@ -97,7 +97,7 @@ def test_masters_that_keep_dying_in_a_stop(tmp_path):
 @pytest.mark.parametrize("option", ["--preload", "--no-preload"])
 def test_term_while_the_app_is_imported(option):
     """An app that would import for half a minute keeps nobody waiting."""
-    with running("slow_import:app", option, wait=False) as cluster:
+    with running("slow_import:app", option, "--drain-delay=3600", wait=False) as cluster:  # nobody was served yet
         cluster.wait_log("the import has begun")
         log = cluster.end(timeout_s=SOON_S)
         assert "Traceback" not in log
@@ -130,9 +130,9 @@ def test_term_to_every_process(tmp_path):
 # ---- what is under way ---------------------------------------------------------------------------------------------
 def test_nothing_accepted_is_lost(tmp_path):
     """Requests in flight are finished, and connections that wait in the backlog are answered, too."""
-    with Held(tmp_path) as (cluster, held):
+    with Held(tmp_path, "--threads=1") as (cluster, held):  # who holds a request accepts nobody else
         socks = held.hold(2)
-        socks += [ask(cluster, "/") for _ in range(30)]
+        socks += [ask(cluster, "/") for _ in range(200)]
         late = cluster.connect(20.0)  # its request comes when the stop has begun
         cluster.signal(signal.SIGTERM)
         cluster.wait_log("stopping: SIGTERM")
@@ -218,6 +218,48 @@ def test_a_load_that_ends_with_the_cluster():
         cluster.ended()
 
 
+# ---- announced -----------------------------------------------------------------------------------------------------
+def test_a_stop_that_is_announced(tmp_path):
+    """Until --drain-delay is over all is served as before, and whoever dies is replaced; but nothing is changed."""
+    with Held(tmp_path, "--drain-delay=3600", "--quick-timeout=10") as (cluster, held):
+        cluster.signal(signal.SIGTERM)
+        cluster.wait_log(r"stopping in 3600 s \(--drain-delay\), serving until then: SIGTERM")
+        with cluster.connect() as kept:
+            kept.sendall(KEPT)
+            assert next_answer(kept) == b"1"  # and without `Connection: close`: nothing is different yet
+            kept.sendall(KEPT)
+            assert next_answer(kept) == b"2"
+        before = see(cluster)
+        os.kill(before.master, signal.SIGKILL)
+        os.kill(before.worker_pids[0], signal.SIGKILL)
+        wait_for(lambda: set(ready(cluster)) == {0, 1} and before.worker_pids[0] not in ready(cluster).values())
+        assert cluster.ps()["state"] == "stopping"
+        assert "the cluster is stopping" in cluster.command_line("scale", "+1", code=1).stderr
+        cluster.command_line("stop")  # an orchestrator that wants the same again
+        socks = held.hold(1)
+        cluster.signal(signal.SIGTERM)
+        cluster.wait_log("stopping quickly: SIGTERM")
+        held.go()
+        log = cluster.ended(SOON_S)
+        assert max(int(answer(sock)) for sock in socks) == 2 + len(socks)
+        assert re.findall(r"launcher .*: (stopping.*)", log)[1:] == ["stopping quickly: SIGTERM"]
+
+
+def test_term_to_every_process_before_the_delay(tmp_path):
+    """Workers that drain by a TERM of their own are replaced; when the delay is over the cluster ends, once."""
+    with Held(tmp_path, "--drain-delay=0.5") as (cluster, held):
+        socks = held.hold(1)
+        begun = time.monotonic()
+        kill(*cluster.processes(), number=signal.SIGTERM)
+        socks.append(ask(cluster, "/"))
+        held.go()
+        log = cluster.ended(SOON_S)
+        assert time.monotonic() - begun >= 0.5
+        assert all_answered(socks)
+        assert is_calm(log)
+        assert log.count("stopping") - log.count("the cluster is stopping") == 2, log
+
+
 # ---- in a hurry ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 def test_int_and_quit_are_quick(tmp_path, number):
@@ -234,6 +276,17 @@ def test_int_and_quit_are_quick(tmp_path, number):
         for sock in socks:
             with sock, contextlib.suppress(ConnectionResetError):
                 assert sock.recv(100) == b""
+
+
+def test_the_drain_has_an_end(tmp_path):
+    """A request that does not end is cut when --graceful-timeout is over, and that is a stop as any other."""
+    with Held(tmp_path, "--graceful-timeout=0.5", workers=1) as (cluster, held):
+        (sock,) = held.hold(1)
+        cluster.signal(signal.SIGTERM)
+        log = cluster.ended(SOON_S)
+        assert re.search(r"Worker \d+ died\. signal SIGKILL \(drain timeout\)", log), log
+        with sock, contextlib.suppress(ConnectionResetError):
+            assert sock.recv(100) == b""
 
 
 def test_a_quick_stop_still_answers(tmp_path):

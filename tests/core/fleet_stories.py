@@ -76,7 +76,7 @@ class Story:
         code, signal = (int(given[name]) if name in given else None for name in ("code", "signal"))
         rest = line.split(maxsplit=2)[-1]
         generation = int(given.pop("generation", 1)) if word not in ("forked", "hello") else 1
-        self.asked += word in ("scale", "open", "close", "reload")
+        self.asked += word in ("scale", "open", "close", "reload", "restart", "signal")
         asker = (*(f.LAUNCHER if "least" in given else (1, 1)), self.asked)
         return {
             "started": lambda: self._started(given),
@@ -92,14 +92,16 @@ class Story:
             "hello": lambda: f.Hello(self._told(plain, given), b"link"),
             "ready": lambda: f.Ready(int(plain[0])),
             "heard": lambda: f.Heard(int(plain[0])),
-            "beat": lambda: f.Heard(int(plain[0]), Beat(10, 1, 5, 3, 4096, 0.5, 0.0)),
+            "beat": lambda: f.Heard(
+                int(plain[0]), Beat(10, 1, 5, 3, 4096, 0.5, 0.0, given_up=int(given.get("given_up", 0)))
+            ),
             "leaving": lambda: f.Leaving(int(plain[0]), rest),
             "boot-failed": lambda: f.BootFailed(int(plain[0]), rest),
             "died": lambda: f.Died(100 + int(plain[0]), 1000 + int(plain[0]), code, signal),
             "vanished": lambda: f.Vanished(int(plain[0])),
-            "tick": lambda: f.Ticked(self._ages(plain)),
+            "tick": lambda: f.Ticked(self._ages(plain), self._processes(plain)),
             "lagged": lambda: f.Lagged(float(plain[0])),
-            "stop": lambda: f.Stop("quick" in plain, "the operator said so"),
+            "stop": lambda: f.Stop("quick" in plain, "the operator said so", "delayed" in plain),
             "launcher-gone": lambda: f.LauncherGone(),
             "sized": lambda: f.Sized(tuple(int(slot) for slot in plain)),
             "committed": lambda: f.Committed(int(plain[0])),
@@ -111,6 +113,8 @@ class Story:
             "open": lambda: f.Open(asker, dict(given)),
             "close": lambda: f.Close(asker, int(plain[0]) if plain else None),
             "reload": lambda: f.Reload(asker, plain[0]),
+            "restart": lambda: f.Restart(asker, *map(int, plain)),
+            "signal": lambda: f.Signal(asker, *map(int, plain)),
             "lane-taken": lambda: f.LaneTaken(int(plain[0])),
         }[word]()
 
@@ -137,13 +141,22 @@ class Story:
         """`tick`: all ticks are fresh; `tick 1:20/0.1 2:none 3:0/40/app`: worker 1's bus tick is 20 s old, ..."""
         ages = {there.id: FRESH for there in self.fleet.living()}
         for item in plain:
-            id_, what = item.split(":")
+            id_, what = item.partition("@")[0].split(":")
             if what == "none":
                 del ages[int(id_)]
             else:
                 bus, loop, *app = what.split("/")
                 ages[int(id_)] = f.LaneAges(float(bus), float(loop), in_app=bool(app))
         return ages
+
+    def _processes(self, plain: list[str]) -> dict[int, f.ProcessFacts]:
+        """`tick 1:20/20@S3.5`: besides, worker 1's process sleeps, and has used 3.5 s of CPU time."""
+        found = {}
+        for item in plain:
+            where, _, facts = item.partition("@")
+            if facts:
+                found[int(where.split(":")[0])] = f.ProcessFacts(facts[0], float(facts[1:]))
+        return found
 
 
 def shown(command: f.FleetCommand) -> str:
@@ -161,6 +174,8 @@ def shown(command: f.FleetCommand) -> str:
             return f"drain {id_} within {deadline_s:.1f} s{' quick' if quick else ''}"
         case f.Refuse(id_, _, reason):
             return f"refuse {id_}: {reason}"
+        case f.SendSignal(id_, _, _, number):
+            return f"send-signal {number} to {id_}"
         case f.Kill(id_, _, _, reason):
             return f"kill {id_} ({reason})"
         case f.Announce("exit", info, _):

@@ -60,6 +60,21 @@ def test_the_state_of_the_cluster():
     assert snapshot(story, 11.0).state == "stopping"
 
 
+def test_a_new_master_knows_of_it_as_well():
+    """Of a cluster that is not whole: starting, as long as nothing has failed; then degraded, and whole at last."""
+    story = Story(workers=2)
+    story.step(f.Started((worker(1, state="ready"),), frozenset(), (1,)), 0.0)
+    story.step(f.Synced((), True), 0.0)
+    assert snapshot(story, 0.0).state == "starting"
+    story.become(2, "online", 1.0)
+    story.step(f.Died(102, 1002, 1, None), 1.0)
+    assert snapshot(story, 1.0).state == "degraded"
+    story.step(f.Ticked(), 10.0)
+    story.become(1, "ready", 10.0)
+    story.become(3, "ready", 10.0)
+    assert snapshot(story, 10.0).state == "running"
+
+
 def test_the_size_of_the_cluster_before_does_not_count():
     """Crashes in a slot that is no more do not make the cluster degraded."""
     story = Story(workers=1)

@@ -25,6 +25,18 @@ def test_a_new_master_is_told_what_stands():
     assert m.Reload not in map(type, kept.told())
 
 
+def test_a_stop_that_is_announced():
+    """It is told to the next master as well, and nothing is changed any more, but it has not begun."""
+    kept = Kept()
+    assert not kept.is_stopping
+    kept.stop = m.Stop(quick=False, delayed=True)
+    assert not kept.is_stopping
+    assert kept.told() == [kept.stop]
+    assert kept.wish("SIGTTIN", can_reload=True) == ("too late, the cluster is stopping", None)
+    kept.stop = m.Stop(quick=False)
+    assert kept.is_stopping
+
+
 def test_the_operators_sizes_are_kept_until_decided():
     """Repeated to every master, in order with the deaths; until Received, or until a size has it in it."""
     kept = Kept()
@@ -64,7 +76,7 @@ def test_wishes_that_cannot_be():
     """Nothing is kept of them, and it is said why."""
     kept = Kept()
     assert kept.wish("SIGHUP", can_reload=False) == (NO_RELOAD, None)
-    assert kept.wish("SIGUSR1", can_reload=True) == ("does nothing in this release", None)
+    assert kept.wish("SIGUSR2", can_reload=True) == ("does nothing in this release", None)
     kept.stop = m.Stop(quick=False)
     for name in ("SIGHUP", "SIGTTIN", "SIGTTOU"):
         assert kept.wish(name, can_reload=True) == ("too late, the cluster is stopping", None)
@@ -79,6 +91,20 @@ def test_deaths_nobody_acknowledges_are_bounded():
     told = kept.told()
     assert len(told) == UNACKNOWLEDGED_MAX
     assert told[0].number == 4
+
+
+def test_a_reload_is_under_way_from_the_wish_to_the_end():
+    """Also before a master knows of it, and while the end of another one is told."""
+    kept = Kept()
+    assert not kept.is_reloading
+    _, wish = kept.wish("SIGHUP", can_reload=True)
+    assert kept.is_reloading
+    kept.take(m.Reload(()))  # of one before
+    assert kept.is_reloading
+    kept.take(wish)
+    assert kept.is_reloading
+    kept.take(m.Reload(()))
+    assert not kept.is_reloading
 
 
 def test_every_decision_has_its_message():
@@ -96,6 +122,7 @@ def test_every_message_has_its_event():
     assert of_launcher(m.Commit(4)) == f.Committed(4)
     assert of_launcher(m.Reload(("a",))) == f.Unfinished(("a",))
     assert of_launcher(m.Stop(True, "why")) == f.Stop(True, "why")
+    assert of_launcher(m.Stop(False, "why", True)) == f.Stop(False, "why", delayed=True)
     info = m.WorkerInfo(1, 0, 0, 2)
     assert of_zygote(2, m.Imported(2, True, ("a thread",)), 5) == f.Imported(2, ("a thread",))
     assert of_zygote(2, m.ImportFailed(2, "no"), 5) == f.ImportFailed(2, "no")

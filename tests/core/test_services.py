@@ -1,6 +1,7 @@
 """When a missing service is asked for."""
 
-from zcluster.core.services import ANSWER_S, PAUSE_MAX_S, SETTLED_S, Services
+from zcluster.config import make_config
+from zcluster.core.services import ANSWER_S, PAUSE_MAX_S, SETTLED_S, Services, kinds
 
 
 def services():
@@ -57,3 +58,9 @@ def test_the_death_of_another_process_is_no_business_of_ours():
     wanted.up("checkpoint", 7, 0.0)
     assert wanted.died(8, 1.0) == ""
     assert Services((), lambda: 0.0).due(1.0) == []
+
+
+def test_which_are_wanted():
+    """What the options ask for."""
+    assert kinds(make_config(app="a")) == ()
+    assert kinds(make_config(app="a", state="s", reload=True)) == ("checkpoint", "watcher")

@@ -60,7 +60,9 @@ def test_every_page_is_found():
         "CONFIGURATION",
         "FORK_SAFETY",
         "SIGNALS",
+        "LOGS",
         "DECISIONS",
+        "OPERATIONS",
     }
     assert wanted <= {page.stem for page in PAGES}
     assert len([page for page in PAGES if page.stem == "README"]) == 7

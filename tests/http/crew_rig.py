@@ -118,7 +118,7 @@ class Loop:
         try:
             tenure.pop()
         except IndexError:
-            crew.off_loop.discard(request)
+            crew.off_loop.pop(request, None)
             raise Relieved from None
         assert self._leading.acquire(False), "two threads lead"
         crew.beat += 1

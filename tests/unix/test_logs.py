@@ -1,17 +1,27 @@
 """The log on stderr and the lines on stdout, in processes whose streams are real files and pipes."""
 
+import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 
 import pytest
 from ledger_support import in_child, reap, start
 
-from zcluster.unix.logs import LINE_MAX_BYTES, log_to_stderr, say
+from zcluster.config import make_config
+from zcluster.unix import journal
+from zcluster.unix.loglines import LINE_MAX_BYTES
+from zcluster.unix.logs import begin, say
 
 LINE = re.compile(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\] (\w+) (.+) pid=(\d+): (.*)$", re.DOTALL)
+
+
+def log_as(who, level="info", run_dir=None, patience_s=5.0, **options):
+    """Begin the log of a process, configured like this."""
+    return begin(who, make_config(app="a:b", log_level=level, **options), run_dir, patience_s)
 
 
 def logged(body, tmp_path, who="master", level="info"):
@@ -20,7 +30,7 @@ def logged(body, tmp_path, who="master", level="info"):
 
     def run():
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-        log_to_stderr(who, level)
+        log_as(who, level)
         return body(logging.getLogger("zcluster.test")), os.getpid()
 
     _, pid = in_child(run)
@@ -73,7 +83,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path):
 
     def body(number):
         os.dup2(writer, 2)
-        log_to_stderr(f"worker {number}", "info")
+        log_as(f"worker {number}")
         for count in range(200):
             logging.getLogger("zcluster.test").info("%s %d", str(number) * 500, count)
 
@@ -93,7 +103,7 @@ def test_only_our_own_logger_is_configured(tmp_path):
     """The app's logging is its own: nothing at the root, nothing of ours propagates to it, and twice is once."""
 
     def body(log):
-        log_to_stderr("worker 2", "debug")
+        log_as("worker 2", "debug")
         log.debug("ours")
         logging.getLogger("shop").error("the app's")
         return len(logging.getLogger("zcluster").handlers), logging.getLogger("zcluster").propagate
@@ -111,7 +121,7 @@ def test_a_reader_that_has_gone_is_no_error():
         os.close(reader)
         if close:
             os.close(2)
-        log_to_stderr("launcher", "info")
+        log_as("launcher")
         logging.getLogger("zcluster.test").error("into the void")
         return "alive"
 
@@ -164,7 +174,7 @@ def test_a_reader_that_stopped_does_not_stop_us(tmp_path):
 
     def body():
         os.dup2(writer, 2)
-        log_to_stderr("master", "info", patience_s=0.05)
+        log_as("master", patience_s=0.05)
         log = logging.getLogger("zcluster.test")
         for count in range(3000):  # far more than a pipe holds
             log.info("%s %d", "x" * 100, count)
@@ -193,14 +203,111 @@ def test_the_last_room_in_a_pipe_stops_nobody():
 
     def body():
         os.dup2(writer, 2)
-        log_to_stderr("master", "info")
-        (handler,) = logging.getLogger("zcluster").handlers
-        handler._is_writable = lambda timeout_s: True  # what it saw a moment before the others wrote
+        log = log_as("master")
+        log.is_writable = lambda timeout_s=0.0: True  # what it saw a moment before the others wrote
         full = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK)
         os.write(full, bytes(1 << 20))  # as much as there is room for
         logging.getLogger("zcluster.test").error("x")
-        return handler._lost, os.get_blocking(2)
+        return log.lost, os.get_blocking(2)
 
     assert in_child(body) == (1, True)
     os.close(reader)
     os.close(writer)
+
+
+def test_a_log_file_that_was_moved_away(tmp_path):
+    """The next line is in a new file of the old name; nobody holds the old one, so nobody had to be told."""
+    path = tmp_path / "a.log"
+
+    def run():
+        log_as("master", log_file=str(path))
+        log = logging.getLogger("zcluster.test")
+        log.info("one")
+        path.rename(tmp_path / "a.log.1")
+        log.info("two")
+        opened = [os.path.realpath(f"/proc/self/fd/{entry}") for entry in os.listdir("/proc/self/fd")]
+        return [path for path in opened if path.startswith(str(tmp_path))]
+
+    assert in_child(run) == []
+    assert LINE.match((tmp_path / "a.log.1").read_text())[4] == "one\n"
+    assert LINE.match(path.read_text())[4] == "two\n"
+
+
+def test_a_log_file_that_cannot_be_written(tmp_path):
+    """Its lines go to stderr, with the reason once; when it can be written again they go there."""
+    folder = tmp_path / "folder"
+
+    def run():
+        os.dup2(os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        log_as("master", log_file=str(folder / "a.log"))
+        log = logging.getLogger("zcluster.test")
+        log.info("one")
+        log.info("two")
+        folder.mkdir()
+        log.info("three")
+
+    in_child(run)
+    reason, one, two = (tmp_path / "stderr").read_text().splitlines()
+    assert reason == (
+        f"zcluster: error: cannot write the log file {folder}/a.log: No such file or directory; it goes on here"
+    )
+    assert (LINE.match(one)[4], LINE.match(two)[4]) == ("one", "two")
+    assert LINE.match((folder / "a.log").read_text())[4] == "three\n"
+
+
+def test_what_is_said_goes_into_the_journal_too(tmp_path):
+    """Also what was said before there was one, and what nobody could be told otherwise; once in each place."""
+    journal.make(tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def run():
+        os.dup2(writer, 2)
+        own_log = log_as("launcher", log_format="json")
+        log = logging.getLogger("zcluster.test")
+        log.info("early")
+        own_log.keep(journal.Journal(tmp_path))
+        log.info("late")
+        own_log.close()
+
+    in_child(run)
+    os.close(writer)
+    said = [json.loads(line) for line in journal.Reader(tmp_path).lines()]
+    assert [(line["message"], line["process"]) for line in said] == [("early", "launcher"), ("late", "launcher")]
+
+
+def test_a_long_traceback_is_cut_between_lines():
+    """Each write is whole lines, at most 4096 bytes of them: what others write comes between lines."""
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # tells one write from the next
+
+    def run():
+        os.dup2(writer.fileno(), 2)
+        log_as("master")
+        try:
+            raise ValueError("\n".join("x" * 100 for _ in range(100)))
+        except ValueError:
+            logging.getLogger("zcluster.test").exception("it failed")
+
+    with reader:
+        with writer:
+            in_child(run)
+        writes = list(iter(lambda: reader.recv(65536), b""))
+    assert len(writes) >= 3
+    assert all(piece.endswith(b"\n") and len(piece) <= LINE_MAX_BYTES for piece in writes)
+
+
+def test_a_torn_end_is_mended(tmp_path):
+    """A writer was killed inside a line: what comes next begins on a line of its own; a whole end stays as it is."""
+    journal.make(tmp_path)
+    (tmp_path / "log").write_bytes(b"half a li")
+    (tmp_path / "a.log").write_bytes(b"whole\n")
+
+    def run():
+        log_as("output", run_dir=tmp_path, log_file=str(tmp_path / "a.log")).mend()
+        logging.getLogger("zcluster.test").info("next")
+
+    in_child(run)
+    for name, begun in (("log", "half a li"), ("a.log", "whole")):
+        first, second = (tmp_path / name).read_text().splitlines()
+        assert first == begun
+        assert LINE.match(second)

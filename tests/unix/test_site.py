@@ -59,7 +59,7 @@ def test_everything_a_cluster_needs_is_there(config, base):
         site = prepare(config(bind=("127.0.0.1:0", f"unix:{base}/s"), workers=0))
         assert site.config.workers >= 1
         assert site.urls == (f"http://127.0.0.1:{site.listeners[0].sock.getsockname()[1]}", f"unix:{base}/s")
-        assert {entry.name for entry in site.path.iterdir()} == {"ledger", "leash", "locks"}
+        assert {entry.name for entry in site.path.iterdir()} == {"ledger", "leash", "locks", "log"}
         assert site.path.parent.name == "shop"
         assert site.ledger.ledger.boot_id == boot_id()
         assert site.ledger.ledger.totals() == {}

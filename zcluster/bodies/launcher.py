@@ -24,11 +24,15 @@ from zcluster.core.kept import Kept
 from zcluster.core.masterwatch import CHECK_S, MasterWatch
 from zcluster.errors import AppError, BusError, ClusterError, ConfigError, RestartLimitReached, SpawnError
 from zcluster.resolution import Sources
-from zcluster.unix import process
+from zcluster.unix import logs, process, surroundings
 from zcluster.unix.brood import Brood
+from zcluster.unix.capture import Pipes
 from zcluster.unix.channel import Channel
 from zcluster.unix.configurations import Configurations
-from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr, say
+from zcluster.unix.dumps import LOOK_AGAIN_S, Dumps, targets
+from zcluster.unix.journal import Journal
+from zcluster.unix.logs import say
+from zcluster.unix.notify import Notify
 from zcluster.unix.offspring import Child, exec_child, fork_child
 from zcluster.unix.process import BLOCKED, Death
 from zcluster.unix.signals import Signals, has_terminal, name_of
@@ -63,11 +67,14 @@ def run(
     Raises ConfigError, AppError, SpawnError or RestartLimitReached when it cannot start or gives up.
     """
     signals = Signals(BLOCKED)
-    log_to_stderr("launcher", config.log_level, PATIENCE_SHORT_S)
+    surroundings.enter(config, in_memory=zygote_main is not None)
+    own_log = logs.begin("launcher", config, patience_s=logs.PATIENCE_SHORT_S)
     process.set_title("zc-launcher")
+    notify = Notify.of(os.environ, is_ours=handle is None)
     site = prepare(config)  # signals stay blocked: one that comes now waits for the loop
+    own_log.keep(Journal(site.path))
     configs = Configurations(site.config, config, sources)
-    launcher = Launcher(site, signals, configs, announce, owner_fd, handle, zygote_main)
+    launcher = Launcher(site, signals, configs, announce, owner_fd, handle, zygote_main, notify)
     if size is not None:
         launcher.kept.take(size)
     return launcher.run()
@@ -106,15 +113,21 @@ class Launcher:
     owner_fd: int
     handle: Channel | None
     zygote_main: ZygoteMain | None
+    notify: Notify
+    standing: str = "starting"
     master: Child | None = None
     brood: Brood = field(default_factory=Brood)
     strays: Strays = field(default_factory=Strays)
+    pipes: Pipes = field(default_factory=Pipes)
     kept: Kept = field(default_factory=Kept)
+    dumps: Dumps = field(default_factory=Dumps)
     told_to_stop: bool = False  # by a signal
+    drain_at: float = float("inf")  # the delay before a graceful stop is over then
     stop_deadline: float = float("inf")
     final: int | None = None
     failure: str = ""
     started: bool = False  # a master was
+    served: bool = False  # all workers were ready
     watch: MasterWatch = field(default_factory=MasterWatch)
     has_terminal: bool = field(default_factory=has_terminal)
 
@@ -150,7 +163,12 @@ class Launcher:
         if self.master is not None:
             self._hear_master(now)
         self.strays.sweep(now)
+        for dump in self.dumps.collect(now):
+            log.warning("stacks of %s:\n%s", dump.target.label, dump.text)
         self._check_master(now)
+        self._notify(now)
+        if now >= self.drain_at:
+            self._stop(m.Stop(quick=False, why="--drain-delay is over"), now)
         if now >= self.stop_deadline:
             log.error("the stop has taken too long; killing what is left")
             self.final = 70
@@ -163,9 +181,11 @@ class Launcher:
         if self.master is not None and not self.master.channel.closed:
             channel = self.master.channel
             poller.register(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.backlog else 0))
-        due = min(self.watch.checked + CHECK_S, self.stop_deadline)
+        due = min(self.watch.checked + CHECK_S, self.drain_at, self.stop_deadline, self.notify.due)
         if self.master is None:
             due = min(due, self.watch.due)
+        if self.dumps:
+            due = min(due, now + LOOK_AGAIN_S)
         ready = dict(poller.poll(max(0.0, due - now) * 1000 + 1))
         if self.master is not None:
             self.master.channel.flush()
@@ -182,8 +202,13 @@ class Launcher:
         if number == signal.SIGTERM or hung_up:
             self._ask_to_stop(m.Stop(quick=self.told_to_stop, why=name_of(number)), now)
             self.told_to_stop = True
+        elif number == signal.SIGUSR1:
+            self.site.reopen_logs()
         elif number in (signal.SIGINT, signal.SIGQUIT):
             self._ask_to_stop(m.Stop(quick=True, why=name_of(number)), now)
+        elif number == signal.SIGUSR2:  # by ourselves: it works while the master is hung, or dead
+            log.info("SIGUSR2: the stacks of every worker and zygote are asked for")
+            self.dumps.begin(targets(self.site.path, self.site.ledger.ledger, self.site.locks), now)
         else:
             text, wish = self.kept.wish(name_of(number), can_reload=self.zygote_main is None)
             log.log(logging.INFO if wish else logging.WARNING, "%s: %s", name_of(number), text)
@@ -194,8 +219,17 @@ class Launcher:
         """A first wish drains; a second *signal* hurries: an orchestrator's TERM after `zcluster stop` does not."""
         if self.kept.stop is not None and (self.kept.stop.quick or not wish.quick):
             return
+        delay_s = self.site.config.drain_delay_s
+        if wish.quick or not self.served or not delay_s:
+            self._stop(wish, now)
+            return
+        log.info("stopping in %g s (--drain-delay), serving until then: %s", delay_s, wish.why)
+        self.kept.stop, self.drain_at = m.Stop(quick=False, why=wish.why, delayed=True), now + delay_s
+        self._tell(self.kept.stop)
+
+    def _stop(self, wish: m.Stop, now: float) -> None:
         log.info("stopping%s: %s", " quickly" if wish.quick else "", wish.why)
-        self.kept.stop = wish
+        self.kept.stop, self.drain_at = wish, float("inf")
         config = self.site.config
         self.stop_deadline = now + (config.quick_timeout_s if wish.quick else config.graceful_timeout_s) + OVERRUN_S
         self._tell(wish)
@@ -241,7 +275,7 @@ class Launcher:
         if death.code in FINAL_CODES:
             self.final = death.code
             return
-        pause_s = self.watch.died(since, now, stopping=self.kept.stop is not None)
+        pause_s = self.watch.died(since, now, stopping=self.kept.is_stopping)
         how = f"exit code {death.code}" if death.signal is None else name_of(death.signal)
         log.error("Master %d died. %s; workers go on serving, a new master starts in %.1f s", death.pid, how, pause_s)
 
@@ -268,16 +302,20 @@ class Launcher:
             case m.EndZygote(generation=generation):
                 self.brood.let_go(generation, now + LEAVE_S)
             case m.StartZygote(generation=generation):
-                if self.kept.stop is None:
+                if not self.kept.is_stopping:
                     self._start_zygote(generation, now)
+            case m.Capture(worker=worker):
+                self.pipes.make(self.site.path, worker)
             case m.StartService(kind=kind):
                 self._start_service(kind, now)
             case m.Stop():
                 self._ask_to_stop(message, now)
+            case m.Running(workers=0, standing=text):
+                self.standing = text
             case m.Running(workers=workers):
-                if self.announce and self.master is not None:
-                    self.announce = False  # once in a cluster's life; every master says it
+                if self.announce and not self.served and self.master is not None:  # every master says it
                     say(f"zcluster: ready on {self.site.urls[0]} ({workers} workers, master {self.master.pid})")
+                self.served = True
             case m.Failed(text=text):
                 self.failure = text
             case _:
@@ -335,7 +373,8 @@ class Launcher:
         if kind not in self.brood.services:
             try:
                 boot = self._boot(kind=kind)
-                self.brood.services[kind] = exec_child("service", self.site.rundir.name, boot, (), now)
+                role = kind if kind in ("watcher", "hooks") else "service"
+                self.brood.services[kind] = exec_child(role, self.site.rundir.name, boot, (), now)
             except SpawnError as error:
                 log.error("%s", error)
                 return
@@ -348,10 +387,19 @@ class Launcher:
         if not self.watch.is_due(now):
             return
         self.brood.hurry(now)
+        self.pipes.look()
         stale_s = self.watch.look(None if self.master is None else self.site.ledger.ledger.master_tick_ns, now)
         if self.master is not None and stale_s > self.site.config.master_timeout_s:
             self._kill_master(self.master, f" has not run for {stale_s:.0f} s")
             self.watch.begun()
+
+    def _notify(self, now: float) -> None:
+        """Tell the service manager how things stand; see `unix.notify` on what it is to restart us for."""
+        is_repaired = self.master is None and self.kept.stop is None and self.final is None
+        status = "no master; workers serve, another one is started" if is_repaired else self.standing
+        stop_s = None if self.kept.stop is None else self.stop_deadline - now + LEAVE_S
+        state = "" if not self.served else "reloading" if self.kept.is_reloading else "ready"
+        self.notify.update(now, state, status, stop_s, well=self.watch.is_well(self.site.config.master_timeout_s))
 
     def _end_the_rest(self) -> None:
         """Zygotes and services leave, then whatever is still there is killed; sockets and files go last."""
@@ -365,13 +413,14 @@ class Launcher:
         while orderly and (self.brood.zygotes or self.brood.services or self.strays) and time.monotonic() < deadline:
             self.signals.wait(0.1)
             for death in process.reap():
-                kept |= death.code != 0 and death.pid in [service.pid for service in self.brood.services.values()]
+                kept |= death.code != 0 and self.brood.is_writer(death.pid)
                 self._on_death(death, time.monotonic())
             self.strays.sweep(time.monotonic())
-        kept |= bool(self.brood.services)
+        kept |= "checkpoint" in self.brood.services
         if not process.kill_children(LEAVE_S):
             log.error("some processes cannot be killed (in uninterruptible sleep?)")
         self.site.close(keep_ledger=kept)
+        self.notify.close()
 
     def _result(self, code: int) -> int:
         """The exit code, or the error that stands for it."""

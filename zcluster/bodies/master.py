@@ -1,10 +1,9 @@
 """The master: owns ROUTER, PUB and PULL, and supervises by asking.
 
 Theory of operation. One loop, one thread, one place to wait. Everything that happens (a message, a death that the
-launcher reports, a zygote's answer, time) becomes one event for `core.fleet`, which answers with commands; this
-module performs them. It never imports the app, never forks, reaps nothing, and can be killed at any instruction: what
-the next master must know lies in the ledger (epoch, next id, who owns which lane), with the launcher (deaths, the
-wish to stop) and with the zygote (forks).
+launcher reports, a zygote's answer, time) becomes one event for `core.fleet`, which answers with commands, performed
+here. It never imports the app, never forks, reaps nothing, and can be killed at any instruction: what the next master
+must know lies in the ledger (epoch, next id, lanes), with the launcher (deaths, wishes) and with the zygote (forks).
 
 Invariant: nothing here waits for anybody. The loop comes round at least every ledger tick, and says so in the ledger.
 """
@@ -19,6 +18,7 @@ from typing import assert_never
 import msgspec
 
 from zcluster.bus.broadcast import Broadcast
+from zcluster.bus.desk import Desk
 from zcluster.bus.hub import Arrival, Hub
 from zcluster.bus.peers import Peers
 from zcluster.bus.relay import Relay
@@ -31,17 +31,15 @@ from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
 from zcluster.core.fleet_worker import ONLINE, READY
 from zcluster.core.mail import Got, Mail, Missing
 from zcluster.core.questions import Questions
-from zcluster.core.services import Services
+from zcluster.core.services import Services, kinds
 from zcluster.core.snapshot import fleet_snapshot, who_is_there
-from zcluster.core.verbs import VERBS
+from zcluster.core.standing import Standing
 from zcluster.errors import BusError
-from zcluster.unix import lanes, leash, process
+from zcluster.unix import lanes, leash, logs, process, vitals
 from zcluster.unix.channel import Channel
 from zcluster.unix.ending import Ending
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import MASTER_BYTE, LockFile
-from zcluster.unix.logs import PATIENCE_SHORT_S, log_to_stderr
-from zcluster.unix.notes import read_note
 from zcluster.unix.signals import HEARD, Signals
 from zcluster.unix.zygotes import Zygotes
 
@@ -59,9 +57,9 @@ def main(control_fd: int) -> int:
     if not isinstance(boot, m.Boot):
         raise BusError(f"the first message to a master was {type(boot).__name__}, not Boot")
     config = msgspec.msgpack.decode(boot.config, type=Config)
-    log_to_stderr("master", config.log_level, PATIENCE_SHORT_S)
-    process.set_title("zc-master")
     run_dir = Path(boot.run_dir)
+    logs.begin("master", config, run_dir, logs.PATIENCE_SHORT_S)
+    process.set_title("zc-master")
     leash_fd = leash.hold(run_dir / "leash")
     locks = LockFile(run_dir / "locks")
     if not locks.try_lock(MASTER_BYTE):
@@ -94,11 +92,11 @@ class Master:
         self.zygotes = Zygotes(self.hub.register, self.hub.unregister)
         self.ending = Ending(boot.run_dir, self.zygotes)
         self.questions = Questions(can_reload=boot.kind != m.IN_MEMORY)
-        self.services = Services(("checkpoint",) if config.state else (), random)
-        self.broadcast = Broadcast(self.hub)
-        self.totals_dirty = True
+        self.services = Services(kinds(config), random)
+        self.broadcast, self.standing = Broadcast(self.hub), Standing()
+        self.desk = Desk(self.hub, self.peers, self.relay, self.questions, self, process.start_time)
         self.tick_due = self.beat_due = 0.0
-        self.proceeding = self.launcher_gone = False
+        self.totals_dirty, self.proceeding, self.launcher_gone = True, False, False
         self.final: f.Finish | None = None
         for fd in (channel.fileno(), self.launcher_fd, signals.fileno()):
             self.hub.register(fd)
@@ -110,15 +108,15 @@ class Master:
             timeout_s = self._timeout_s(turned)
             arrivals, ready = self.hub.poll(timeout_s)
             before, turned = turned, time.monotonic()
-            lag_s = turned - before - timeout_s
-            if lag_s > self.config.heartbeat_s:
+            if (lag_s := turned - before - timeout_s) > self.config.heartbeat_s:
                 log.warning("the master did not run for %.1f s; nobody is judged for it", lag_s)
                 self._step(f.Lagged(lag_s))
             for arrival in arrivals:
                 self._on_arrival(arrival)
             self.relay.acknowledge()
-            self._ready_fds(ready)
-            self.relay.ended(ready)
+            if ready or self.channel.needs_care:
+                self._ready_fds(ready)
+                self.relay.ended(ready)
             self._periodic(time.monotonic())
             if self.relay.changed and self.proceeding:
                 self.relay.members(*who_is_there(self.fleet))
@@ -128,9 +126,9 @@ class Master:
 
     def _timeout_s(self, now: float) -> float:
         """Until the next tick, the next publication of totals, or the fleet's next deadline."""
-        deadline_s = self.fleet.next_deadline(now)
-        if deadline_s is not None:
+        if self.fleet.stepped and (deadline_s := self.fleet.next_deadline(now)) is not None:
             self.tick_due = min(self.tick_due, now + max(deadline_s, TURN_MIN_S))
+        self.fleet.stepped = False
         due = min(self.tick_due, self.broadcast.due) if self.totals_dirty else self.tick_due
         return max(0.0, due - now)
 
@@ -210,10 +208,10 @@ class Master:
             log.warning("%s", loss)
             return
         worker = self.fleet.by_process(death.pid, death.start)
-        if worker is not None and death.code == f.BOOT_FAILED_CODE:
-            self._step(f.BootFailed(worker.id, read_note(Path(self.boot.run_dir) / f"boot-{worker.id}")))
         if worker is not None and worker.ready_at is None:
-            said = lanes.last_state(self.ledger, worker)
+            said, note = lanes.last_state(self.ledger, worker), self.ending.boot_note(worker.id)
+            if note and (death.code == f.BOOT_FAILED_CODE or worker.doomed):
+                self._step(f.BootFailed(worker.id, note))
             if said == READY and worker.state == ONLINE:
                 self._step(f.Ready(worker.id))  # it served, and died before its Ready came here
             elif said is None and death.code == f.LANE_TAKEN_CODE:  # else the code is the app's
@@ -221,8 +219,7 @@ class Master:
         self._step(f.Died(death.pid, death.start, death.code, death.signal))
 
     def _on_zygote(self, generation: int, message: m.Control) -> None:
-        event = of_zygote(generation, message, self.ledger.epoch)
-        if event is not None:
+        if (event := of_zygote(generation, message, self.ledger.epoch)) is not None:
             self._step(event)
 
     # ---- the bus ---------------------------------------------------------------------------------------------------
@@ -230,55 +227,26 @@ class Master:
         message = arrival.message
         if isinstance(message, m.Increments):
             self.totals_dirty = True  # the ledger has the totals; this says when to look
-            return
-        if isinstance(message, Mail | Got | Missing):
+        elif isinstance(message, Mail | Got | Missing):
             self.relay.take(arrival)
-            return
-        if isinstance(message, m.Hello):
-            if self._on_hello(arrival.peer, message):
-                self.relay.hello(arrival.peer, message)
-                self.hub.welcome(arrival.peer, self._welcome())
-            return
-        peer = self.peers.find(arrival.peer, arrival.pid)
-        if peer is None:
-            self.hub.dropped["ctl:stranger"] += 1  # it has not said Hello in this epoch: the tick tells it to
-            return
-        if peer.worker:
-            self._on_worker(peer.worker, message)
-        elif isinstance(message, m.Leaving):
-            self.relay.left(peer.mailbox)
-        match message:
-            case m.Resync():
-                self.hub.welcome(arrival.peer, self._welcome())
-            case m.Ask(verb=verb) if verb in VERBS:
-                asker = (arrival.pid, process.start_time(arrival.pid), message.number)
-                heard = self.questions.hear(arrival.peer, asker, message)
-                if isinstance(heard, m.Answer):
-                    self.hub.send(arrival.peer, heard)
-                elif heard is not None:
-                    self._step(heard)
-            case m.Ask(number=number, verb=verb, args=args):
-                self.hub.send(arrival.peer, self._answer(number, verb, args))
+        else:
+            self.desk.take(arrival)
 
-    def _on_hello(self, link: bytes, hello: m.Hello) -> bool:
-        """Take in a peer; false when it is not what it says."""
-        worker = hello.worker
-        is_worker = worker is not None and lanes.is_holder(self.ledger, self.locks, worker, hello.pid)
-        if is_worker != (hello.role == "worker"):
-            self.hub.dropped["ctl:wrong-sender"] += 1  # it speaks for another process, or for a lane it does not have
-            return False
-        if self.peers.find(link, hello.pid) is None:
-            self.peers.add(link, hello.pid)
-            if is_worker and worker is not None:
-                commands = self.fleet.step(f.Hello(worker, link), time.monotonic())
-                admitted = self.fleet.by_process(worker.pid, worker.start)
-                if admitted is not None and admitted.id == worker.id:
-                    self.peers.bind(link, worker.id)  # before a Drain is sent to it
-                for command in commands:
-                    self._perform(command)
-        return True
+    def is_worker(self, hello: m.Hello) -> bool:
+        """Whether a peer is the worker it says: it holds the lane's lock."""
+        return hello.worker is not None and lanes.is_holder(self.ledger, self.locks, hello.worker, hello.pid)
 
-    def _on_worker(self, id_: int, message: m.Message) -> None:
+    def admit(self, worker: m.WorkerInfo, link: bytes) -> None:
+        """A worker has said Hello."""
+        commands = self.fleet.step(f.Hello(worker, link), time.monotonic())
+        admitted = self.fleet.by_process(worker.pid, worker.start)
+        if admitted is not None and admitted.id == worker.id:
+            self.peers.bind(link, worker.id)  # before a Drain is sent to it
+        for command in commands:
+            self._perform(command)
+
+    def hear(self, id_: int, message: m.Message) -> None:
+        """A worker has said something else."""
         match message:
             case m.Ready():
                 self._step(f.Ready(id_))
@@ -289,21 +257,16 @@ class Master:
             case _:
                 self._step(f.Heard(id_))
 
-    def _answer(self, number: int, verb: str, args: msgspec.Raw) -> m.Answer:
-        """The verbs of the CLI and of handles."""
-        if verb == "snapshot":
-            return m.Answer(number, body=msgspec.Raw(msgspec.msgpack.encode(self._snapshot())))
-        if verb == "stop":
-            try:
-                wish = msgspec.msgpack.decode(args, type=dict[str, bool])
-            except msgspec.DecodeError:
-                return m.Answer(number, error="the arguments of 'stop' are {'quick': true or false}")
-            # By way of the launcher: it keeps the wish, and repeats it to the next master should this one die.
-            self.channel.send(m.Stop(wish.get("quick", False), "stop was asked for on the bus"))
-            return m.Answer(number)
-        return m.Answer(number, error=f"this master does not know the verb {verb!r:.50}")
+    def ask(self, question: f.Question) -> None:
+        """Somebody has a question that changes something."""
+        self._step(question)
 
-    def _snapshot(self) -> m.Snapshot:
+    def stop(self, *, quick: bool) -> None:
+        """By way of the launcher: it keeps the wish, and repeats it to the next master should this one die."""
+        self.channel.send(m.Stop(quick, "stop was asked for on the bus"))
+
+    def snapshot(self) -> m.Snapshot:
+        """The whole cluster, now."""
         return fleet_snapshot(
             self.fleet,
             time.monotonic(),
@@ -320,20 +283,19 @@ class Master:
             members=self.relay.members(*who_is_there(self.fleet)) if self.proceeding else None,
         )
 
-    def _welcome(self) -> m.Welcome:
-        return m.Welcome(os.getpid(), self.ledger.master_start, self._snapshot())
-
     # ---- time ------------------------------------------------------------------------------------------------------
     def _periodic(self, now: float) -> None:
         if now >= self.tick_due:
             self.tick_due = now + (ORPHAN_TICK_S if self.launcher_gone else self.config.ledger_tick_s)
             self.ledger.master_tick_ns = time.monotonic_ns()
             self.relay.changed = True  # a worker that was asked for and never came is announced to nobody
-            self._look_for_deaths()
+            for id_ in vitals.vanished(self.fleet.living()):
+                self._step(f.Vanished(id_))
             for kind in self.services.due(now) if self.proceeding else ():
                 self.channel.send(m.StartService(kind))
+            self.standing.tell(self.fleet, self.channel.send)
             if self.proceeding or self.launcher_gone:
-                self._step(f.Ticked(lanes.ages(self.ledger, self.fleet.living())))
+                self._step(vitals.ticked(self.ledger, self.fleet.living(), self.config.hang_timeout_s))
         if now >= self.beat_due:
             self.beat_due = now + self.config.heartbeat_s
             self.totals_dirty = True  # an event may have been lost: the ledger is looked at once a heartbeat anyway
@@ -341,12 +303,6 @@ class Master:
         if self.totals_dirty and now >= self.broadcast.due:
             self.totals_dirty = False
             self.broadcast.totals(self.ledger.totals(), now)
-
-    def _look_for_deaths(self) -> None:
-        """The launcher tells them, with their status; but it may have been stopped, or be dead."""
-        for worker in self.fleet.living():
-            if worker.pid and not process.is_alive(worker.pid, worker.start):
-                self._step(f.Vanished(worker.id))
 
     # ---- doing what the fleet decides ------------------------------------------------------------------------------
     def _step(self, event: f.FleetEvent) -> None:
@@ -360,6 +316,8 @@ class Master:
             case f.SaveNextId(next_id=next_id):
                 self.ledger.next_worker_id = next_id
             case f.Fork(worker=worker, env=env):
+                if self.config.capture_output:
+                    self.channel.send(m.Capture(worker.id))
                 self.zygotes.send(worker.generation, m.Fork(worker, dict(env)))
             case f.EndZygote(generation=generation):
                 self.channel.send(for_launcher(command))
@@ -376,7 +334,7 @@ class Master:
                 self.hub.send(self.peers.link_of(id_), m.Drain(deadline_s, quick))
             case f.Refuse(link=link, reason=reason):
                 self.hub.send(link, m.Refused(reason))
-            case f.Terminate() | f.Dump() | f.Kill() | f.DumpZygote() | f.KillZygote():
+            case f.Terminate() | f.Dump() | f.Kill() | f.SendSignal() | f.DumpZygote() | f.KillZygote():
                 self.ending.perform(command)
             case f.Reconnect(id=id_):
                 for alive in self.fleet.living():

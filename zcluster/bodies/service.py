@@ -1,4 +1,7 @@
-"""The checkpoint service: the totals to disk, every second while they change and at once when somebody waits.
+"""The services: processes beside the workers, of which this is the one that writes checkpoints, and starts the other.
+
+The checkpoint service: the totals to disk, every second while they change and at once when somebody waits. (The
+output service, which reads what workers print, is `unix/captured`.)
 
 Invariant: number k is announced in the ledger (`checkpoint_started`) before the totals of checkpoint k are read,
 and reported (`checkpoint_done`) after they are on disk for good. So an increment stored while `checkpoint_started`
@@ -23,16 +26,17 @@ from zcluster.config import Config
 from zcluster.core.ledger import Ledger
 from zcluster.core.messages import Boot
 from zcluster.errors import BusError
-from zcluster.unix import process
+from zcluster.unix import logs, process
+from zcluster.unix.captured import UNBORN_S, Captured
 from zcluster.unix.channel import Channel
 from zcluster.unix.ledgerfile import open_ledger
-from zcluster.unix.locks import CHECKPOINT_BYTE, LANES_END, LockFile
-from zcluster.unix.logs import log_to_stderr
+from zcluster.unix.locks import CHECKPOINT_BYTE, LANES_END, OUTPUT_BYTE, LockFile
 from zcluster.unix.signals import HEARD, Signals
 from zcluster.unix.state import CheckpointFile, drain_fifo, open_fifo
 
 log = logging.getLogger("zcluster.checkpoint")
 
+OUTPUT_PATIENCE_S: Final = 1.0  # a reader of our log who has stopped holds up a print() no longer than that
 INTERVAL_S: Final = 1.0  # what a power cut may cost
 _TURN_POLL_S: Final = 0.05  # a writer before us is being killed, or stuck in fsync on a dying disk
 _FINISHED_POLL_S: Final = 0.02  # once told to stop: how often to ask whether the last worker has gone
@@ -56,12 +60,17 @@ def main(control_fd: int) -> int:
     if not isinstance(boot, Boot):
         raise BusError(f"the first message to a service was {type(boot).__name__}, not Boot")
     config = msgspec.msgpack.decode(boot.config, type=Config)
-    log_to_stderr(boot.kind, config.log_level)
-    process.set_title(f"zc-{boot.kind}")
     run_dir = Path(boot.run_dir)
+    patience_s = OUTPUT_PATIENCE_S if boot.kind == "output" else logs.PATIENCE_S
+    own_log = logs.begin(boot.kind, config, run_dir, patience_s)
+    process.set_title(f"zc-{boot.kind}")
     locks = LockFile(run_dir / "locks")
-    locks.try_lock(CHECKPOINT_BYTE)
+    locks.try_lock(OUTPUT_BYTE if boot.kind == "output" else CHECKPOINT_BYTE)
     signals.unblock()
+    if boot.kind == "output":
+        Captured(run_dir, own_log, config.log_format, UNBORN_S + config.boot_timeout_s).run(control_fd)
+        signals.ignore()
+        return 0
     complete = checkpoint_loop(
         open_ledger(run_dir / "ledger").ledger,
         config.state,

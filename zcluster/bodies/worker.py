@@ -24,22 +24,21 @@ from zcluster import current
 from zcluster.bus.link import Link
 from zcluster.bus.mailbox import Mailbox
 from zcluster.bus.teller import Teller
-from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.fleet_events import BOOT_FAILED_CODE, LANE_TAKEN_CODE
 from zcluster.core.joining import Joined
-from zcluster.core.mail import MEMBERS, TOPICS, worker_name
+from zcluster.core.mail import MEMBERS, TOPICS, Mail, worker_name
 from zcluster.core.slow import SLOW_AFTER_S, SLOW_MAX, slow_requests
 from zcluster.errors import ClusterError
-from zcluster.http import AccessLog, Engine, Limits, behind_proxies
+from zcluster.http import AccessLog, Engine, Limits, Overdue, Probe, behind_proxies
 from zcluster.http.engine import TICK_S
-from zcluster.unix import leash, process, strays
-from zcluster.unix.application import load
+from zcluster.unix import capture, leash, logs, process, strays
 from zcluster.unix.birth import Birth
 from zcluster.unix.crowd import Crowd
+from zcluster.unix.failure import load_or_show
 from zcluster.unix.forksafety import is_connected_below
+from zcluster.unix.hooked import Hooked
 from zcluster.unix.ledgerfile import LedgerFile, open_ledger
-from zcluster.unix.logs import log_to_stderr
 from zcluster.unix.notes import dump_into
 from zcluster.unix.signals import HEARD, Signals
 from zcluster.unix.state import poke
@@ -47,9 +46,6 @@ from zcluster.unix.state import poke
 log = logging.getLogger("zcluster.worker")
 
 PAGE_BYTES = resource.getpagesize()
-# Descriptors that connections must leave free: ours and libzmq's are some 30 (new ones are opened before the old are
-# closed when a master is replaced), the rest is for what the app opens in a request.
-FDS_SPARE = 128
 LAST_WORDS_S = 0.1  # before the drain's deadline: closing, and the interpreter's exit, take some 20 ms
 FRESH_TICKS = 3  # a worker that has missed so many ticks is not waited for when a connection is to be shared
 # How long a thread of the app that computes keeps the GIL from the others, the loop among them, which pays it at
@@ -67,9 +63,13 @@ def main(birth: Birth) -> int:
         {strays.MARK: str(info.pid), "ZCLUSTER_WORKER_ID": str(info.id), "ZCLUSTER_WORKER_SLOT": str(info.slot)}
     )
     process.set_title(f"zc-worker-{info.slot}")
-    log_to_stderr(f"worker[{info.slot}] gen={info.generation} id={info.id}", birth.config.log_level)
-    signals = Signals(HEARD)
     run_dir = Path(birth.boot.run_dir)
+    who = f"worker[{info.slot}] gen={info.generation} id={info.id}"
+    captured = not birth.config.capture_output or capture.begin(run_dir, info.id, who)
+    current.fds += logs.begin(who, birth.config, run_dir).fds
+    if not captured:
+        log.error("the launcher has made no pipe for the output of this worker; it is not captured")
+    signals = Signals(HEARD)
     current.fds += [dump_into(run_dir / f"stacks-{info.id}"), leash.wear(run_dir / "leash")]
     signals.unblock(process.LET_IN)
     if process.has_ended(birth.launcher_fd):  # launcher and master may have died before the leash was on
@@ -80,15 +80,20 @@ def main(birth: Birth) -> int:
     ledger = _bind_ledger(birth, run_dir)
     mailbox = current.mailbox = Mailbox(worker_name(info.id), current.subscriptions, _nobody)
     try:
-        app = load(birth.config.app) if birth.app is None else birth.app
+        hooked = Hooked(birth.config.hooks)
+        hooked.must_run("post_fork", info)
+        app = load_or_show(birth.config) if birth.app is None else birth.app
         signals.rearm()
         if current.counting is not None:
             current.counting.bind_all()
+        hooked.must_run("post_worker_init", info)
     except ClusterError as error:  # the app, or more counters than the ledger has room for
         mailbox.close("this worker could not start", 0.0)
         (run_dir / f"boot-{info.id}").write_text(str(error), encoding="utf-8", errors="replace")
         return BOOT_FAILED_CODE
-    return Worker(birth, app, ledger, signals, mailbox).run()
+    code = Worker(birth, app, ledger, signals, mailbox).run()
+    hooked.run("worker_exit", info)
+    return code
 
 
 def _nobody() -> None:
@@ -119,13 +124,16 @@ class Worker:
         self.birth, self.config, self.info, self.signals = birth, config, birth.worker, signals
         self.lane = ledger.ledger.lane(birth.worker.lane)
         self.reconnect_seen = self.lane.reconnect
+        self.ledger, self.log_openings_seen = ledger.ledger, ledger.ledger.log_openings
         self.listeners = [socket.socket(fileno=fd) for fd in birth.boot.listener_fds]
         self.crowd = Crowd(ledger.ledger, self.info.lane, fresh_s=FRESH_TICKS * max(TICK_S, config.ledger_tick_s))
         self.access = AccessLog(config.access_logfile, config.access_logformat) if config.access_logfile else None
+        app = behind_proxies(app, config.forwarded_allow_ips)
+        limits = Limits.of(config, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self.engine = Engine(
-            behind_proxies(app, config.forwarded_allow_ips),
+            app,
             self.listeners,
-            limits=_limits(config),
+            limits=limits,
             tick=self._loop_tick,
             on_exit=self._app_exits,
             threads=config.threads,
@@ -133,6 +141,15 @@ class Worker:
             access=self.access,
             tls=birth.tls,
         )
+        self.overdue = Overdue(
+            self.engine,
+            config.threads,
+            limit_s=config.timeout_s,
+            grace_s=config.timeout_grace_s,
+            period_s=config.ledger_tick_s,
+            log=log,
+        )
+        self.health = self._health_check(app, limits) if config.health_path else None
         self.main_thread = threading.get_ident()
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # Opened once: a heartbeat must not fail because clients, or the app, have taken all descriptors.
@@ -170,16 +187,20 @@ class Worker:
             raise
         self._leave()
         self.signals.ignore()
+        if self.thread.is_alive():  # in a request that was given up
+            process.leave_at_once(self.code)
         return self.code
 
     def _turn(self, now: float) -> None:
         due = min(self.tick_due, self.beat_due, self.teller.due, self.mailbox.due)
         delivered, ready = self.link.poll(max(0.0, due - now))
-        self._ready_fds(ready)
+        if ready:
+            self._ready_fds(ready)
         now = time.monotonic()
         for item in delivered:
             self.mailbox.take(item, now)
-            self._on_delivered(item)
+            if type(item) is not Mail:
+                self._on_delivered(item)
         self.mailbox.pump(self.link, now)
         self._periodic(now)
 
@@ -217,6 +238,8 @@ class Worker:
     def _forget_in_child(self) -> None:
         """In a child the app forked: give up the sockets that are ours, so that clients and peers see us go."""
         self.engine.close_in_child()
+        if self.health is not None:
+            self.health.close_in_child()
         self.crowd.detach()
         if self.access is not None:
             self.access.close_in_child()
@@ -235,10 +258,13 @@ class Worker:
             os.eventfd_read(self.wake_fd)
             if self.leaving is not None:
                 self._start_leaving(self.leaving)
+            elif not self.serving and self.link.joined:  # the health check has ended
+                self._on_joined()
         if self.signals.fileno() in ready and signal.SIGTERM in self.signals.take():
             self._start_leaving(m.Leaving("SIGTERM"))
         if self.birth.launcher_fd in ready and not self.launcher_gone:
             self.launcher_gone = True
+            capture.end()
             self.link.unregister(self.birth.launcher_fd)
             self.engine.close_listeners()  # at once: the next launcher wants the port
             self._drain(quick=True)
@@ -256,8 +282,29 @@ class Worker:
                 if current.counting is not None:
                     current.counting.dispatch(totals)
 
+    def _health_check(self, app: Any, limits: Limits) -> Probe:
+        tls, threads = bool(self.config.certfile), self.config.threads
+        return Probe(app, self.config.health_path, self._wake, self._app_exits, limits, threads=threads, tls=tls)
+
+    def _is_healthy(self) -> bool:
+        """May this worker serve? The check begins when the bus is joined: the app may ask other workers in it."""
+        health, note = self.health, Path(self.birth.boot.run_dir) / f"boot-{self.info.id}"
+        if health is None:
+            return True
+        if not health.begun:
+            note.write_text(health.pending, encoding="utf-8")  # for the master, should it lose its patience
+            health.start()
+        elif health.failure:
+            note.write_text(health.failure, encoding="utf-8", errors="replace")
+            self.code = BOOT_FAILED_CODE
+            self._drain(quick=True)
+        elif health.ended:
+            note.unlink(missing_ok=True)
+            return True
+        return False
+
     def _on_joined(self) -> None:
-        if not self.serving and not self.finished:
+        if not self.serving and not self.finished and self._is_healthy():
             self.serving = True
             self.lane.state = "ready"
             sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -267,7 +314,7 @@ class Worker:
             self.thread.start()
         if self.leaving is not None:
             self.link.send(self.leaving)
-        elif not self.draining:
+        elif self.serving and not self.draining:
             self.link.send(m.Ready())
         self.teller.dirty = True
 
@@ -301,9 +348,17 @@ class Worker:
                 stats.connections,
                 stats.requests,
             )
+            self.overdue.look(now)
+            if self.draining and not self.finished and self.overdue.is_all_that_is_left():
+                self.overdue.cut()
+                self.finished = True
             if self.lane.reconnect != self.reconnect_seen:
                 self.reconnect_seen = self.lane.reconnect
                 self.link.reopen()
+            if self.ledger.log_openings != self.log_openings_seen:
+                self.log_openings_seen = self.ledger.log_openings
+                if self.access is not None:
+                    self.access.reopen()
         if now >= self.beat_due:
             self.beat_due = now + self.config.heartbeat_s
             if self.link.joined:
@@ -325,6 +380,8 @@ class Worker:
             loop_lag_s=max(0.0, now - stats.loop_tick) if self.serving and not stats.inflight else 0.0,
             slow=slow_requests(stats.slow(now, SLOW_AFTER_S, SLOW_MAX)),
             refused=dict(stats.refused),
+            stuck=self.overdue.stuck,
+            given_up=self.overdue.given_up,
             state=self.lane.state,
         )
 
@@ -346,7 +403,7 @@ class Worker:
 
     def _leave(self) -> None:
         """The last words, then the sockets; the interpreter's exit does the rest."""
-        if self.serving:
+        if self.serving and not self.overdue.given_up:
             self.thread.join()
         if self.access is not None:
             self.access.close()
@@ -357,19 +414,3 @@ class Worker:
         self.lane.state = "dead"
         for listener in self.listeners:
             listener.detach()  # shared with the others; the process's end closes our descriptor
-
-
-def _limits(config: Config) -> Limits:
-    """The engine's bounds; fewer connections than were asked for where descriptors are few."""
-    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return Limits(
-        request_line_bytes=config.limit_request_line,
-        header_field_bytes=config.limit_request_field_size,
-        header_count=config.limit_request_fields,
-        body_bytes=config.limit_request_body,
-        keep_alive_s=config.keep_alive_s,
-        header_timeout_s=config.header_timeout_s,
-        body_timeout_s=config.body_timeout_s,
-        write_timeout_s=config.write_timeout_s,
-        connections=min(config.worker_connections, max(soft - FDS_SPARE, soft // 4)),
-    )

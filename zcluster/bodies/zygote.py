@@ -29,13 +29,12 @@ from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.codec import decode_control, encode_control
 from zcluster.errors import AppError, BusError, ConfigError, SpawnError
-from zcluster.unix import leash, process
-from zcluster.unix.application import load
+from zcluster.unix import failure, leash, logs, process, surroundings
 from zcluster.unix.birth import Birth
 from zcluster.unix.channel import Channel
 from zcluster.unix.forksafety import hazards
+from zcluster.unix.hooked import find_hooks
 from zcluster.unix.locks import LockFile, zygote_byte
-from zcluster.unix.logs import log_to_stderr
 from zcluster.unix.notes import dump_into
 from zcluster.unix.signals import HEARD, Signals
 
@@ -64,9 +63,10 @@ def main(control_fd: int, worker_main: Callable[[Birth], int], resumed: str = ""
         os.set_inheritable(fd, False)  # nothing that the app executes holds our ports
     launcher_fd = os.pidfd_open(boot.launcher_pid)
     config = msgspec.msgpack.decode(boot.config, type=Config)
-    log_to_stderr(f"zygote gen={boot.generation}", config.log_level)
-    process.set_title("zc-zygote")
     run_dir = Path(boot.run_dir)
+    logs.begin(f"zygote gen={boot.generation}", config, run_dir)
+    process.set_title("zc-zygote")
+    surroundings.have_temporary_files(run_dir)
     stacks_fd = dump_into(run_dir / f"stacks-zygote-{boot.generation}")
     leash_fd = leash.wear(run_dir / "leash")
     locks = LockFile(run_dir / "locks")
@@ -116,7 +116,9 @@ class Zygote:
             return False
         if self.config.preload != "off" and not unsafe and not self.in_memory:
             try:
-                self.app = load(self.config.app)
+                if self.config.hooks:
+                    find_hooks(self.config.hooks)
+                self.app = failure.load_or_show(self.config)
             except AppError as error:
                 self.channel.send(m.ImportFailed(generation, str(error)))
                 return False

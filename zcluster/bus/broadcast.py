@@ -4,6 +4,7 @@ Invariant: what is published says what is. Totals are absolute, events are kept 
 that lost a frame is put right by the next one or by a snapshot.
 """
 
+import time
 from collections import deque
 from collections.abc import Mapping
 
@@ -35,7 +36,7 @@ class Broadcast:
         """Publish an event and remember it."""
 
         def make(number: int) -> Event:
-            event = Event(self._hub.epoch, number, kind, worker, text)
+            event = Event(self._hub.epoch, number, kind, worker, text, time_s=round(time.time(), 3))
             self.recent.append(event)
             return event
 

@@ -109,17 +109,28 @@ def _run(fn: Callable[[Future[None]], object], future: Future[None]) -> None:
 
 
 class _Call:
-    """One request that somebody waits for."""
+    """One request that somebody waits for: by a lock of its own, so that a reply wakes nobody else."""
 
-    __slots__ = ("error", "name", "reply")
+    __slots__ = ("_gate", "error", "name", "reply")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.reply: Any = msgspec.UNSET
         self.error: ClusterError | None = None
+        self._gate = threading.Lock()
+        self._gate.acquire()
 
     def is_over(self) -> bool:
         return self.error is not None or self.reply is not msgspec.UNSET
+
+    def end(self) -> None:
+        """Let the waiting thread go on; under the lock of the mailbox."""
+        if self._gate.locked():
+            self._gate.release()
+
+    def wait(self, end: float) -> None:
+        """Return when it is over, or at `end` (monotonic seconds)."""
+        self._gate.acquire(timeout=min(max(0.0, end - time.monotonic()), threading.TIMEOUT_MAX))
 
 
 def _reply_of(call: _Call) -> Any:
@@ -160,6 +171,7 @@ class Calls:
             call = self._calls.get(parcel.ref) if parcel.kind == "request" else None
             if call is not None:
                 call.error = PeerGone(reason)
+                call.end()
         self.arrived.notify_all()
 
     def _settle(self, ticket: int, failure: str | None) -> None:
@@ -193,19 +205,21 @@ class Calls:
             except (msgspec.DecodeError, RecursionError) as error:  # no peer of ours; and this is the link's thread
                 text = f"it failed, and the reason cannot be decoded: {error}"
             call.error = RequestFailed(text if text.startswith(mail.sender) else f"{mail.sender}: {text}")
-        self.arrived.notify_all()
+        call.end()
 
     def lose_targets(self, is_gone: Callable[[str], bool]) -> None:
         """Some receivers have ended: they will not reply."""
         for call in self._calls.values():
             if not call.is_over() and is_gone(call.name):
                 call.error = PeerGone(f"{call.name} ended before it replied")
+                call.end()
         self.arrived.notify_all()
 
     def wait(self, ref: int, call: _Call, end: float, timeout_s: float) -> Any:
         """Wait for the reply until `end` and return it."""
+        if not self._closed:
+            call.wait(end)
         with self.arrived:
-            self.arrived.wait_for(lambda: call.is_over() or self._closed, max(0.0, end - time.monotonic()))
             self._calls.pop(ref, None)
         if call.error is not None:
             raise call.error
@@ -217,11 +231,10 @@ class Calls:
 
     def collect(self, open_: dict[int, tuple[int, _Call]], missing: dict[int, str], end: float) -> Gathered:
         """Wait for all of them until `end`; whoever has not replied is missing."""
+        for _ref, call in open_.values():
+            if not self._closed:
+                call.wait(end)
         with self.arrived:
-            self.arrived.wait_for(
-                lambda: self._closed or all(call.is_over() for _ref, call in open_.values()),
-                max(0.0, end - time.monotonic()),
-            )
             for ref, _call in open_.values():
                 self._calls.pop(ref, None)
         replies: dict[int, Any] = {}
@@ -276,6 +289,8 @@ class Calls:
     def close(self, reason: str) -> None:
         """Nothing will come any more."""
         self._closed = reason
+        for call in self._calls.values():
+            call.end()
         self.arrived.notify_all()
 
 

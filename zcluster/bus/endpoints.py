@@ -15,7 +15,8 @@ from zcluster.errors import ConfigError
 Name = Literal["ctl", "pub", "evt"]
 NAMES: Final[tuple[Name, ...]] = ("ctl", "pub", "evt")
 
-NOBLOCK: Final = int(zmq.NOBLOCK)  # as a number: the library's enums cost a microsecond at each use
+# As numbers: the library's enums cost a microsecond at each use.
+NOBLOCK, IN, OUT, _EVENTS = int(zmq.NOBLOCK), int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.EVENTS)
 EVT_MAX_BYTES: Final = 64 << 10  # 256 cells of a lane take 3 KiB
 # libzmq cuts the connection of whoever sends more than its MAXMSGSIZE and tells nobody. Its limit stands above ours,
 # so that a peer which is a little wrong is seen and counted, and only one that is far off loses its connection.
@@ -55,6 +56,11 @@ def configure(socket: "zmq.Socket[bytes]", *, hwm: int, cut_bytes: int, linger_m
     socket.set(zmq.MAXMSGSIZE, cut_bytes)
     socket.set(zmq.LINGER, linger_ms)
     socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+
+
+def state_of(socket: "zmq.Socket[bytes]") -> int:
+    """Return what is possible now: IN, OUT, both or nothing. Cheaper by far than an attempt that fails."""
+    return socket.get(_EVENTS)  # type: ignore[return-value]  # bytes are for other options
 
 
 def receive(socket: "zmq.Socket[bytes]") -> zmq.Frame:

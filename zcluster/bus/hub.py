@@ -23,6 +23,7 @@ from zcluster.bus.endpoints import (
     EVT_CUT_BYTES,
     EVT_HWM,
     EVT_MAX_BYTES,
+    IN,
     NAMES,
     NOBLOCK,
     PUB_HWM,
@@ -31,6 +32,7 @@ from zcluster.bus.endpoints import (
     configure,
     endpoint,
     receive,
+    state_of,
 )
 from zcluster.core.codec import decode, encode, encode_pub
 from zcluster.core.mail import Got, Mail, Missing
@@ -150,7 +152,7 @@ class Hub:
                 arrivals.append(arrival)
                 self.received[name] += 1
             taken_bytes += len(frame)
-            if taken_bytes > TURN_BYTES:
+            if taken_bytes > TURN_BYTES or not state_of(socket) & IN:
                 return
 
     def _admit(self, name: Literal["ctl", "evt"], peer: bytes, frame: zmq.Frame) -> Arrival | str:

@@ -5,35 +5,23 @@ however often the sockets behind it are replaced.
 
 One thread uses a link: the main thread of a worker, the one link thread of a handle. It is made after the last fork
 of its process: a context that crosses a fork is broken on both sides. Other threads wake its owner through an fd of
-theirs, given to `register`; so does `signal.set_wakeup_fd`.
+theirs, given to `register`; so does `signal.set_wakeup_fd`. Only `post_at_once` is for them, too.
 """
 
 import logging
-import math
 import os
-import random
+import select
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import zmq
 
-from zcluster.bus.endpoints import (
-    CTL_CUT_BYTES,
-    CTL_HWM,
-    EVT_CUT_BYTES,
-    EVT_HWM,
-    EVT_MAX_BYTES,
-    NAMES,
-    PUB_HWM,
-    WAIT_MAX_S,
-    configure,
-    endpoint,
-    receive,
-)
-from zcluster.core.codec import decode, decode_pub, encode, subscription
+from zcluster.bus.endpoints import EVT_MAX_BYTES, WAIT_MAX_S
+from zcluster.bus.masterfd import MasterFd
+from zcluster.bus.sockets import LINGER_MS, Sockets
+from zcluster.core.codec import decode, decode_pub, encode
 from zcluster.core.joining import (
     Action,
     Deliver,
@@ -69,16 +57,10 @@ from zcluster.errors import BadFrame, BusError
 
 Delivered = Message | Joined | Refreshed | Missed | Parted
 
-LINGER_MS: Final = 250  # at close: a last Leaving reaches a master that reads; one that does not cannot hold us
-TURN_MESSAGES: Final = 256  # per socket and poll, so that updates cannot starve commands or the owner's own fds
-# How often a socket without a master tries to connect. A connect that is refused costs some 20 us, and 20 to 50 ms
-# bound what the bus adds to the restart of a master; each link draws its own, so that 64 do not come in one instant.
-RECONNECT_MS: Final = (20, 50)
 # What a master sent before it ended is in a socket's buffer already: the library's thread has it within microseconds
 # of being scheduled. The pause is that, on a busy machine; the limit is for a flood.
 LAST_WORDS_PAUSE_MS: Final = 10
 LAST_WORDS_S: Final = 0.05
-_IN, _OUT = int(zmq.POLLIN), int(zmq.POLLOUT)  # arithmetic on the library's enums costs a microsecond each time
 _DOWN: Final = (Welcome, Refused, Drain, Answer, Mail, Got, Publication, Replayed)
 _TOPICS: Final[dict[type, str]] = {
     Totals: TOTALS, Tick: TICK, Event: EVENTS, Members: MEMBERS, Publication: TOPICS,
@@ -105,19 +87,19 @@ class Link:
     ) -> None:
         self.dropped: Counter[str] = Counter()  # "socket:reason" -> how many
         self.outbox = Outbox() if outbox is None else outbox
-        self._addresses = [endpoint(run_dir, name) for name in NAMES]
         self._hello = hello
         self._pid = os.getpid()
         self._closed = False
         self._joining = Joining(topics=topics, heartbeat_s=heartbeat_s, tick_timeout_s=tick_timeout_s)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._poller = zmq.Poller()
-        self._master: tuple[int, int] | None = None
-        self._master_fd = -1
+        self._sockets = Sockets(run_dir)
+        self._master = MasterFd(self._sockets.poller)
         self._delivered: list[Delivered] = []
         self._full = False  # a frame of mail did not fit
-        self._writing = False  # waiting for room at ctl, too
         self._perform(self._open())
+
+    def _open(self) -> list[Action]:
+        self._sockets.open((*self._joining.topics, TICK))
+        return self._joining.opened(self._sockets.name, time.monotonic())
 
     # ---- what the owner sees --------------------------------------------------------------------------------------
     @property
@@ -137,47 +119,52 @@ class Link:
 
     def register(self, fd: int) -> None:
         """Let `poll` wait for this fd to become readable, too."""
-        self._poller.register(fd, zmq.POLLIN)
+        self._sockets.poller.register(fd, select.POLLIN)
 
     def unregister(self, fd: int) -> None:
         """Stop waiting for this fd; to be called before it is closed."""
-        self._poller.unregister(fd)
+        self._sockets.poller.unregister(fd)
 
     def poll(self, timeout_s: float) -> tuple[list[Delivered], list[int]]:
         """Wait at most `timeout_s` seconds for something to deliver or for a registered fd to become readable."""
         self._check()
-        end = time.monotonic() + timeout_s
+        now = time.monotonic()
+        end = now + timeout_s
+        joining, outbox = self._joining, self.outbox
         while True:
-            self._flush()
-            waiting = self._full or self.outbox.head() is not None
-            writing = self._joining.blocked_at_hello or (self.joined and waiting)
-            if writing != self._writing:
-                self._writing = writing
-                self._poller.register(self._ctl, _IN | _OUT if writing else _IN)
-            wait_s = min(end, self._joining.deadline) - time.monotonic()
-            wait_s = 0.0 if self._delivered else min(max(0.0, wait_s), WAIT_MAX_S)
-            master_fd = self._master_fd  # what is received may replace it, and the number may come back
-            events = dict(self._poller.poll(math.ceil(wait_s * 1000)))
-            ctl = events.get(self._ctl, 0)
-            room = bool(ctl & _OUT)
-            if room:
-                self._perform(self._joining.writable(time.monotonic()))
-            if ctl & _IN or self._pub in events:
-                self._receive()
-            ready = [fd for fd in events if isinstance(fd, int) and fd != master_fd]
-            if master_fd in events and master_fd == self._master_fd:
-                self._unwatch()  # it stays readable, and the new sockets may have to wait for their turn
-                self._take_last_words()
-                self._perform(self._joining.master_gone(time.monotonic()))
+            if outbox.unsent:
+                self._flush()
+            writing = bool(self._full or outbox.unsent) if joining.joined else joining.blocked_at_hello
+            wait_s = 0.0 if self._delivered else min(max(0.0, min(end, joining.deadline) - now), WAIT_MAX_S)
+            room, ready = self._wait(wait_s, writing=writing)
             now = time.monotonic()
-            self._perform(self._joining.tick(now))
-            self.outbox.repeat(now)
+            self._perform(joining.tick(now))
+            outbox.repeat(now)
             if self._delivered or ready or now >= end or (room and self._full):
                 if room:
                     self._full = False  # told once: the owner may have nothing more to say
                 delivered, self._delivered = self._delivered, []
-                self._flush()
+                if outbox.unsent:
+                    self._flush()
                 return delivered, ready
+
+    def _wait(self, timeout_s: float, *, writing: bool) -> tuple[bool, list[int]]:
+        """Wait, and take what came; returns whether there is room to send, and the owner's fds that are ready."""
+        master_fd = self._master.fd  # what is received may replace it, and the number may come back
+        news, ready = self._sockets.wait(timeout_s, writing=writing)
+        gone = master_fd in ready
+        if gone:
+            ready.remove(master_fd)
+        room = news and writing and self._sockets.has_room()
+        if room:
+            self._perform(self._joining.writable(time.monotonic()))
+        if news:
+            self._sockets.receive(self._take_ctl, self._take_pub)
+        if gone and master_fd == self._master.fd:
+            self._master.close()  # it stays readable, and the new sockets may have to wait for their turn
+            self._sockets.receive_all(self._take_ctl, self._take_pub, LAST_WORDS_S, LAST_WORDS_PAUSE_MS)
+            self._perform(self._joining.master_gone(time.monotonic()))
+        return room, ready
 
     def send(self, message: Message) -> None:
         """Queue a message for the master; raises `QueueFull`, and `BusError` when it is larger than a frame may be.
@@ -192,9 +179,18 @@ class Link:
 
     def post(self, message: Mail | Got | Missing) -> bool:
         """Send mail now; false when it cannot leave now: `poll` then returns as soon as it can."""
-        self._check()
-        self._full = self.joined and not self._try_send(encode(message))
-        return self.joined and not self._full
+        if not self._joining.joined:
+            self._full = False
+            return False
+        self._full = not self._sockets.send(encode(message))
+        return not self._full
+
+    def post_at_once(self, message: Mail) -> bool | None:
+        """Send mail now; any thread may call this. False when it cannot leave now: leave it to the owner.
+
+        None: it has left, and the owner must be woken, because something else has come that it cannot see.
+        """
+        return self._joining.joined and self._sockets.send_at_once(encode(message))
 
     def follow(self, topic: str) -> None:
         """Subscribe to one more of the numbered topics; nothing when it is followed already.
@@ -214,11 +210,7 @@ class Link:
         frame = encode(message)
         if len(frame) > EVT_MAX_BYTES:
             raise BusError(f"an increment event of {len(frame)} bytes; evt carries {EVT_MAX_BYTES}: send fewer cells")
-        try:
-            self._evt.send(frame, zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
+        return self._sockets.push(frame)
 
     def reopen(self) -> None:
         """Close the sockets and join again with new ones: the master says that it does not hear us."""
@@ -233,66 +225,14 @@ class Link:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        self._unwatch()
-        self._context.destroy(linger_ms)
+        self._master.close()
+        self._sockets.close(linger_ms)
 
     def _check(self) -> None:
         if self._closed or os.getpid() != self._pid:
             raise BusError("this link is closed, or belongs to the process that forked this one; make a new one here")
 
-    # ---- sockets --------------------------------------------------------------------------------------------------
-    def _open(self) -> list[Action]:
-        """Make the sockets under a new name and connect them."""
-        self._name = b"\x01" + os.urandom(15)  # a routing id must not begin with NUL: those are the library's own
-        interval_ms = random.randint(*RECONNECT_MS)
-        self._ctl = self._context.socket(zmq.DEALER)
-        self._pub = self._context.socket(zmq.SUB)
-        self._evt = self._context.socket(zmq.PUSH)
-        configure(self._ctl, hwm=CTL_HWM, cut_bytes=CTL_CUT_BYTES, linger_ms=LINGER_MS)
-        configure(self._pub, hwm=PUB_HWM, cut_bytes=CTL_CUT_BYTES, linger_ms=0)
-        configure(self._evt, hwm=EVT_HWM, cut_bytes=EVT_CUT_BYTES, linger_ms=0)
-        self._ctl.set(zmq.ROUTING_ID, self._name)
-        probe = f"probe:{self._name.hex()}"  # the last one: it proves those before it
-        for topic in (*self._joining.topics, TICK, probe):
-            self._pub.set(zmq.SUBSCRIBE, subscription(topic))
-        for socket in (self._ctl, self._evt):
-            socket.set(zmq.IMMEDIATE, 1)  # without a connection a send fails, instead of queueing for later
-        for socket, address in zip((self._ctl, self._pub, self._evt), self._addresses, strict=True):
-            socket.set(zmq.RECONNECT_IVL, interval_ms)
-            socket.set(zmq.RECONNECT_IVL_MAX, 0)
-            socket.connect(address)
-        self._poller.register(self._ctl, zmq.POLLIN)
-        self._poller.register(self._pub, zmq.POLLIN)
-        self._writing = False
-        return self._joining.opened(self._name, time.monotonic())
-
-    def _shut(self) -> None:
-        """Give up the sockets of this name, with all that is still in them."""
-        self._poller.unregister(self._ctl)
-        self._poller.unregister(self._pub)
-        for socket in (self._ctl, self._pub, self._evt):
-            socket.close(linger=0)
-        self._unwatch()
-
-    def _receive(self) -> None:
-        """Take one turn's worth of frames from both sockets; stop when they have been replaced on the way."""
-        for take, socket in ((self._take_ctl, self._ctl), (self._take_pub, self._pub)):
-            for _ in range(TURN_MESSAGES):
-                if socket.closed:
-                    return
-                try:
-                    frame = receive(socket)
-                except zmq.Again:
-                    break
-                take(frame)
-
-    def _take_last_words(self) -> None:
-        """What a dead master has sent may still be on its way through the library's thread: wait for it, a moment."""
-        end = time.monotonic() + LAST_WORDS_S
-        while time.monotonic() < end and self._pub.poll(LAST_WORDS_PAUSE_MS):
-            self._receive()
-        self._receive()
-
+    # ---- what comes -----------------------------------------------------------------------------------------------
     def _take_ctl(self, frame: zmq.Frame) -> None:
         """Judge one frame of the DEALER."""
         try:
@@ -300,7 +240,9 @@ class Link:
         except BadFrame:
             self.dropped["ctl:bad-frame"] += 1
             return
-        if frame.more or not isinstance(message, _DOWN):
+        if isinstance(message, Mail | Got) and not frame.more:  # as `Joining` has it, without a word
+            self._delivered.append(message)
+        elif frame.more or not isinstance(message, _DOWN):
             self.dropped["ctl:direction"] += 1
         elif isinstance(message, Answer) and not self.outbox.answered(message.number):
             self.dropped["ctl:unasked"] += 1  # repeated, or nobody waits for it any more
@@ -314,7 +256,7 @@ class Link:
         except BadFrame:
             self.dropped["pub:bad-frame"] += 1
             return
-        expected = f"probe:{self._name.hex()}" if isinstance(message, Probe) else _TOPICS.get(type(message))
+        expected = self._sockets.probe if isinstance(message, Probe) else _TOPICS.get(type(message))
         if frame.more or topic != expected:
             self.dropped["pub:direction"] += 1
         else:
@@ -327,12 +269,12 @@ class Link:
                 case Deliver(message):
                     self._delivered.append(message)
                 case SendHello():
-                    if not self._try_send(encode(self._hello(self._name))):
+                    if not self._sockets.send(encode(self._hello(self._sockets.name))):
                         self._joining.blocked()
                 case SendResync():
-                    self._try_send(encode(Resync()))  # when it cannot leave, `Joining` asks again
+                    self._sockets.send(encode(Resync()))  # when it cannot leave, `Joining` asks again
                 case Watch(pid, start):
-                    if not self._watch(pid, start):
+                    if not self._master.watch(pid, start):
                         self._perform(self._joining.master_gone(time.monotonic()))
                         return  # what was decided before this was known is void
                 case Joined():
@@ -343,52 +285,11 @@ class Link:
                 case Parted(reason):
                     _log.info("bus link lost: %s; opening another one", reason)
                     self._delivered.append(action)
-                    self._shut()
+                    self._sockets.shut()
                     self._perform(self._open())
                     return
 
-    def _try_send(self, frame: bytes) -> bool:
-        try:
-            self._ctl.send(frame, zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
-
     def _flush(self) -> None:
         """Hand the outbox to the socket, as far as it goes."""
-        while self._joining.joined and (frame := self.outbox.head()) is not None and self._try_send(frame):
+        while self._joining.joined and (frame := self.outbox.head()) is not None and self._sockets.send(frame):
             self.outbox.sent()
-
-    def _watch(self, pid: int, start: int) -> bool:
-        """Watch the master; false when this process does not exist (any more)."""
-        if self._master == (pid, start):
-            return True
-        self._unwatch()
-        try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return False
-        except OSError as error:  # no fd left: the silence of PUB will still tell, only later
-            _log.warning("cannot watch the master (process %d): %s; raise the limit of open files", pid, error)
-            return True
-        if _start_time(pid) != start:  # after the open: the number cannot be re-used while the fd is held
-            os.close(fd)
-            return False
-        self._master, self._master_fd = (pid, start), fd
-        self._poller.register(fd, zmq.POLLIN)
-        return True
-
-    def _unwatch(self) -> None:
-        if self._master_fd >= 0:
-            self._poller.unregister(self._master_fd)
-            os.close(self._master_fd)
-        self._master, self._master_fd = None, -1
-
-
-def _start_time(pid: int) -> int | None:
-    """Return the start time of a process in clock ticks since boot (field 22 of proc(5) stat), None if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])  # the name before it may contain anything

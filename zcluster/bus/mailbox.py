@@ -32,6 +32,7 @@ from zcluster.subscriptions import Function, Subscriptions
 log = logging.getLogger("zcluster.messages")
 
 PIECES_PER_PUMP: Final = 256  # some 5 ms; then the thread looks at what has come
+PIECES_AT_ONCE: Final = 4  # that whoever sends hands to the socket itself: more would make a large message block it
 
 
 def _plainly(function: Function, _sender: str, payload: Any) -> Any:
@@ -69,6 +70,9 @@ class Mailbox:
         self._closed = ""
         self._epoch = 0
         self._is_linked = self._follows = False
+        self._post_due = 0.0  # as the last `pump` has left it; what is put since then has rung
+        self._link: Link | None = None  # since its thread has pumped for the first time
+        self._link_thread = 0
         self._more = False  # pieces could be sent, had the last turn been longer
         self._reception = Reception(
             name, subscriptions, self.pool, self._reply, self._ring, deliver=deliver, call=call
@@ -172,10 +176,26 @@ class Mailbox:
             self._serial = serial or self._serial  # those of what was taken have no hole
             delivery.expect(max(1, copies), to)
             skipped, self._skipped = self._post.skipped and not self._skipped, self._post.skipped > 0
+            is_sent = self._send_at_once()
         if skipped:
             log.warning("a program that holds a handle does not read its messages: it is sent no more of them")
-        self.wake()
+        if not is_sent:
+            self.wake()
         return delivery
+
+    def _send_at_once(self) -> bool:
+        """Send what there is, under the lock; false when the link's thread has to go on with it."""
+        link = self._link
+        if link is None or threading.get_ident() == self._link_thread:
+            return False
+        is_alone = True
+        for count, (stream, mail) in enumerate(self._post.pieces()):
+            is_sent = count < PIECES_AT_ONCE and link.post_at_once(mail)
+            if is_sent is False:
+                return False
+            stream.sent(time.monotonic())
+            is_alone = is_alone and is_sent is True
+        return is_alone
 
     def _reply(self, request: Mail, kind: Literal["reply", "failure"], body: bytes) -> None:
         try:
@@ -251,16 +271,18 @@ class Mailbox:
 
     def pump(self, link: Link, now: float) -> None:
         """Send what may be sent, and say what has been received."""
-        self._follows = self._follows or self.subscriptions.has_topics()
-        if self._follows:
+        if self._follows or self.subscriptions.has_topics():
+            self._follows = True
             link.follow(TOPICS)
         self._reception.hear()
         self._is_linked = link.joined
+        if self._link is None:
+            self._link_thread, self._link = threading.get_ident(), link
         with self._lock:
-            if not link.joined:
+            if not self._is_linked:
                 self._post.parted()
                 return
-            if now >= self._post.due:
+            if now >= self._post_due:
                 self._post.expire(now)
                 self._give_up()
             self._more = False
@@ -269,6 +291,7 @@ class Mailbox:
                 if self._more or not link.post(mail):
                     break
                 stream.sent(now)
+            self._post_due = self._post.due
         self._reception.acknowledge(link, now)
         missing = None if self._reception.is_full() else self._reception.subscriber.ask(now)
         if missing is not None:
@@ -279,9 +302,7 @@ class Mailbox:
         """When `pump` is to be called at the latest (monotonic seconds)."""
         if not self._is_linked:
             return float("inf")
-        with self._lock:
-            due = 0.0 if self._more else self._post.due
-        due = min(due, self._reception.due)
+        due = 0.0 if self._more else min(self._post_due, self._reception.due)
         return due if self._reception.is_full() else min(due, self._reception.subscriber.due)
 
     def finish(self) -> None:

@@ -161,6 +161,9 @@ class Reception:
 
     def acknowledge(self, link: Link, now: float) -> None:
         """Say how far each sender has come, and whether there is room for more."""
+        if not (self._owed or self._patient or self._starved):
+            self.due = float("inf")
+            return
         if self._patient and (now >= self.due or self.is_leaving):
             self._owed |= self._patient
             self._patient.clear()

@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet_acts import STOPPING_TEXT
 from zcluster.core.fleet_base import VANISHED_S
-from zcluster.core.fleet_reload import Reloads
-from zcluster.core.fleet_wear import wear
+from zcluster.core.fleet_judge import Judges
+from zcluster.core.fleet_wear import TIMEOUT, story, wear
 from zcluster.core.fleet_worker import (
     ASKED,
     DRAINING,
@@ -44,7 +44,7 @@ EARLY_MAX = 1000  # questions before Started, which comes within milliseconds
 LEFT_BEHIND_CODE = 70  # the launcher died: nobody asked for this end, so it is none of the orderly codes
 
 
-class Fleet(Reloads):
+class Fleet(Judges):
     """All workers of one cluster, as one state machine. Not thread-safe; the master has one thread.
 
     `random` gives numbers from 0 up to 1. With `strict` an event that cannot happen raises IllegalTrigger (tests);
@@ -54,6 +54,7 @@ class Fleet(Reloads):
     # ---- the machine -----------------------------------------------------------------------------------------------
     def step(self, event: f.FleetEvent, now: float) -> list[f.FleetCommand]:
         """Take one event at the time `now` (seconds, any monotonic clock); returns what to do, in order."""
+        self.stepped = True
         if self.finished:
             return []
         self.out = []
@@ -77,9 +78,9 @@ class Fleet(Reloads):
 
     def _take(self, event: f.FleetEvent, now: float) -> None:
         match event:
-            case f.Ticked(ledger):
-                self._ticked(ledger, now)
-            case f.Scale() | f.Open() | f.Close() | f.Reload():
+            case f.Ticked(ledger, processes):
+                self._ticked(ledger, processes, now)
+            case f.Scale() | f.Open() | f.Close() | f.Reload() | f.Restart() | f.Signal():
                 self._question(event, now)
             case f.Unfinished(tokens) if self.started:
                 for token in tokens if self.stopping is None else ():
@@ -87,7 +88,7 @@ class Fleet(Reloads):
             case f.Reconfigured(generation, settings):
                 self.reconfigure(generation, settings)
             case f.Sized() | f.Committed() | f.Unfinished():
-                self._recall_decision(event)
+                self.recall_decision(event)
             case f.Started():
                 self._started(event, now)
             case f.ZygoteUp(generation):
@@ -110,6 +111,8 @@ class Fleet(Reloads):
                 self._died(pid, start, code, signal, now)
             case f.Lagged(seconds):
                 self._lagged(seconds, now)
+            case f.Stop(delayed=True):
+                self.is_leaving = True
             case f.Stop(quick, why):
                 self._stop(why, now, quick=quick)
             case f.LauncherGone():
@@ -137,6 +140,8 @@ class Fleet(Reloads):
             case f.Leaving(_, reason):
                 self._leaving(worker, reason, now)
             case f.BootFailed(_, text):
+                if (self.ran or self.has_adopted) and text != self.boot_text and worker.generation == self.generation:
+                    self.say("error", f"{worker.label} could not start: {text}")
                 self.boot_text = worker.boot_text = text
             case f.LaneTaken():
                 worker.lane_taken = True
@@ -160,29 +165,19 @@ class Fleet(Reloads):
                     self.ask(slot, zygote, now)
             self.roll(now)
             self.conclude_reload(now)
+            self.conclude_restarts()
             for zygote in self.zygotes():
                 self.out += zygote.ask_if_due(now)
             ready = {worker.slot for worker in self.roster if worker.state == READY}
             if not self.ran and ready.issuperset(self.wanted):
                 self.ran = True
                 self.out += [f.Running(len(self.wanted)), f.Announce("running")]
+            self.note_lacks()
         self.check()
-
-    def _recall_decision(self, event: f.Sized | f.Committed | f.Unfinished) -> None:
-        """What the launcher has kept of the master before."""
-        if self.started:
-            raise IllegalTrigger(f"{type(event).__name__} comes before Started")
-        match event:
-            case f.Sized(slots, env):
-                self.sized(slots, env)
-            case f.Committed(generation):
-                self.zygote.generation = generation
-            case f.Unfinished(tokens) if self.stopping is None:
-                self.queued = {token: [] for token in tokens}
 
     def _question(self, question: f.Question, now: float) -> None:
         """Whoever asks is answered: now, or (a reload) when it has ended."""
-        if self.stopping is not None:
+        if self.stopping is not None or self.is_leaving:
             self.out.append(f.Reply(question.asker, STOPPING_TEXT))
         elif not self.started:
             if len(self.early) >= EARLY_MAX:
@@ -199,13 +194,17 @@ class Fleet(Reloads):
                     self.close(question, now)
                 case f.Reload(asker, token):
                     self.ask_reload(asker, token)
+                case f.Restart():
+                    self.restart(question, now)
+                case f.Signal():
+                    self.signal(question)
 
     # ---- the master's start ----------------------------------------------------------------------------------------
     def _started(self, event: f.Started, now: float) -> None:
         if self.zygote.started:
             raise IllegalTrigger("a master starts once")
         self.started = True
-        self.lags.since = now
+        self.lags.since, self.has_adopted = now, bool(event.adopted)
         self.roster.foreign |= event.foreign_lanes
         for info in sorted(event.adopted, key=lambda info: info.id):
             objection = self.roster.objection(info)
@@ -311,6 +310,7 @@ class Fleet(Reloads):
             worker.ready_at, worker.deadline = now, None
             self.slot(worker.slot).ready()
             self.ever_ready = True
+            self.boot_text = ""
             self.mark_rolled(worker)
             self.announce("listening", worker, now)
 
@@ -352,7 +352,7 @@ class Fleet(Reloads):
             self.bury_departed((pid, start), now)
 
     # ---- time ------------------------------------------------------------------------------------------------------
-    def _ticked(self, ledger: Mapping[int, f.LaneAges], now: float) -> None:
+    def _ticked(self, ledger: Mapping[int, f.LaneAges], processes: Mapping[int, f.ProcessFacts], now: float) -> None:
         self.expire_zygotes(now)
         for worker in self.roster:
             if worker.gone_at is not None and now >= worker.gone_at + VANISHED_S:
@@ -361,13 +361,11 @@ class Fleet(Reloads):
                 if now >= worker.deadline:
                     self.overdue(worker, now)
             else:
-                self.judge_health(worker, ledger.get(worker.id), now)
+                self.judge_health(worker, ledger.get(worker.id), processes.get(worker.id), now)
                 if worker.state == READY and not worker.worn:
                     worker.worn = wear(worker, self.settings, now)
                     if worker.worn:
-                        self.say(
-                            "info", f"{worker.label} has reached its limit ({worker.worn}): another one is started"
-                        )
+                        self.say("warning" if worker.worn == TIMEOUT else "info", story(worker))
 
     def _lagged(self, seconds: float, now: float) -> None:
         if seconds <= 0:

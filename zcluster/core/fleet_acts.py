@@ -12,20 +12,18 @@ from zcluster.core.fleet_deaths import (
     BOOT_FAILED,
     BOOT_TIMEOUT,
     DRAIN_TIMEOUT,
-    HUNG,
     RELOAD,
     Account,
     Death,
     verdict,
 )  # fmt: skip
-from zcluster.core.fleet_health import Verdict, judge
+from zcluster.core.fleet_wear import TIMEOUT
 from zcluster.core.fleet_worker import (
     ASKED,
     DRAINING,
     FORKED,
     HOLDS_SLOT,
     ONLINE,
-    READY,
     SERVING,
     STARTING,
     Worker,
@@ -128,7 +126,7 @@ class Acts(Base):
     def drain(self, worker: Worker, now: float, limit_s: float, *, quick: bool) -> None:
         """Tell a worker to finish and leave, or to be quicker about it."""
         worker.move("drain")
-        worker.told_to_leave = True
+        worker.told_to_leave, worker.ailment = True, ""  # from now on nobody looks what ails it
         worker.deadline = now + limit_s
         self.out.append(f.SendDrain(worker.id, limit_s, quick))
         self.disconnect(worker, now)
@@ -219,34 +217,8 @@ class Acts(Base):
             text = f"was not ready {now - worker.started_at:.1f} s after its start"
             self.condemn(worker, BOOT_TIMEOUT, text, now)
         else:
-            worker.doomed = worker.doomed or DRAIN_TIMEOUT
+            worker.doomed = worker.doomed or (TIMEOUT if worker.replaced == TIMEOUT else DRAIN_TIMEOUT)
             self.kill(worker, now)
-
-    def judge_health(self, worker: Worker, ages: f.LaneAges | None, now: float) -> None:
-        """The health of a worker that is READY or SUSPECT."""
-        silence_s = now - worker.last_heard
-        match judge(worker, ages, now, self.settings, self.lags):
-            case Verdict.HUNG_SILENT:
-                self.condemn(worker, HUNG, f"is hung: nothing heard, and no tick, for {silence_s:.1f} s", now)
-            case Verdict.HUNG_LOOP:
-                self.condemn(worker, HUNG, "is hung: its event loop is stuck outside the application", now)
-            case Verdict.FINE:
-                if not worker.healthy and worker.ready_at is not None:
-                    worker.healthy = now - worker.ready_at >= self.settings.healthy_after_s
-                    if worker.healthy:
-                        self.slot(worker.slot).healthy()
-            case kind:
-                self.suspect(worker, silence_s, now, reconnect=kind is Verdict.RECONNECT)
-
-    def suspect(self, worker: Worker, silence_s: float, now: float, *, reconnect: bool) -> None:
-        """It was not heard for too long; when its tick is fresh, that is the bus's fault."""
-        if worker.state == READY:
-            worker.move("silent")
-            self.say("warning", f"{worker.label} is suspect: nothing heard of it for {silence_s:.1f} s")
-        if reconnect and now >= worker.reconnect_at:
-            worker.reconnect_at = now + self.settings.hang_timeout_s / 3
-            self.say("warning", f"{worker.label} lives but is not heard: told to open its sockets again")
-            self.out.append(f.Reconnect(worker.id))
 
     def bury(self, worker: Worker, code: int | None, signal: int | None, now: float) -> None:
         """It is dead: tell everybody, and decide what follows."""
@@ -375,7 +347,8 @@ class Acts(Base):
         waiting = [question.asker for question in self.early]
         for askers in (reloading.askers if reloading is not None else {}, self.queued):
             waiting += [asker for those in askers.values() for asker in those]
-        self.queued, self.early = {}, []
+        waiting += [asker for restarting in self.restarting.values() for asker in restarting.askers]
+        self.queued, self.early, self.restarting = {}, [], {}
         self.out += [f.Reply(asker, STOPPING_TEXT) for asker in waiting]
 
     def finish_if_over(self, now: float) -> None:

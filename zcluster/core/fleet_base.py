@@ -50,6 +50,14 @@ class Reloading:
         self.deadline: float | None = None  # of the way back, which has begun
 
 
+class Restarting(Struct):
+    """A restart that has not ended."""
+
+    id: int  # of the worker that is to go; 0: the slot had none
+    askers: list[f.Asker]
+    attempt: Worker | None = None  # the one that starts in its place
+
+
 class Base:
     """The state of a fleet, and what can be read from it."""
 
@@ -71,14 +79,19 @@ class Base:
         self.highest = 1  # generation there ever was
         self.reloading: Reloading | None = None
         self.queued: dict[str, list[f.Asker]] = {}  # the reload after it, which all who ask meanwhile share
+        self.restarting: dict[int, Restarting] = {}  # by slot
         self.lags = Lags()
         self.stopping: Stopping | None = None
+        self.is_leaving = False  # a stop is announced: all is served as before, but nothing is changed any more
         self.started = False  # Started has come: before it nobody may be judged or asked for
         self.early: list[f.Question] = []  # asked before that
         self.ever_ready = False
+        self.was_degraded = False  # when the fleet settled last
+        self.has_adopted = False  # workers of another master
         self.ran = False  # all were READY at once
         self.launcher_gone = False
         self.finished = False
+        self.stepped = True  # what it waits for may be another than when somebody looked last
         self.crashes = 0
         self.boot_text = ""
         self.out: list[f.FleetCommand] = []
@@ -149,9 +162,9 @@ class Base:
     @property
     def state(self) -> str:
         """starting | running | degraded | stopping."""
-        if self.stopping is not None:
+        if self.stopping is not None or self.is_leaving:
             return "stopping"
-        if not self.ran:
+        if not self.ran and not (self.has_adopted and self.is_degraded()):
             return "starting"
         return "degraded" if self.is_degraded() else "running"
 
@@ -206,12 +219,31 @@ class Base:
 
         A crash that is being repaired at once does not count: it is what a cluster is for.
         """
+        return bool(self._lacks())
+
+    def _lacks(self) -> list[str]:
+        """What a degraded cluster lacks, in words."""
         serving = {worker.slot for worker in self.roster if worker.state == READY}
-        return self.zygote.broken or any(
-            slot.looping or (slot.failures > 0 and index not in serving)
-            for index, slot in self._slots.items()
-            if index in self.wanted
-        )
+        lacks = ["the application cannot be imported any more"] if self.zygote.broken else []
+        for index, slot in sorted(self._slots.items()):
+            if index not in self.wanted:
+                continue
+            if slot.looping:
+                lacks.append(f"workers of slot {index} crash soon after their start, again and again")
+            elif slot.failures > 0 and index not in serving:
+                lacks.append(f"slot {index} is empty after failed starts")
+        return lacks
+
+    def note_lacks(self) -> None:
+        """Say when the cluster becomes degraded, and when it is not any more."""
+        lacks = self._lacks() if self.ran or self.has_adopted else []
+        if bool(lacks) == self.was_degraded:
+            return
+        self.was_degraded = bool(lacks)
+        if lacks:
+            self.say("warning", f"degraded, and serving with the rest: {'; '.join(lacks)}")
+        else:
+            self.say("info", "not degraded any more: nothing is lacking")
 
     def end_of_patience(self) -> float:
         """When those that even SIGKILL does not end are left behind; infinite while somebody was not killed yet."""

@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from zcluster.core.fleet_events import BOOT_FAILED_CODE
+from zcluster.core.fleet_wear import TIMEOUT
 from zcluster.core.fleet_worker import DRAINING, Worker
 
 # signal(7); the numbers are the same on every Linux we run on (x86, ARM, RISC-V, POWER, s390).
@@ -66,7 +67,7 @@ def verdict(worker: Worker, code: int | None, signal: int | None) -> Death:
 
 def _killed_by_us(worker: Worker, status: str) -> Death:
     text = f"{status} ({worker.doomed})"
-    if worker.doomed == DRAIN_TIMEOUT:
+    if worker.doomed in (DRAIN_TIMEOUT, TIMEOUT):  # in a drain, when it had its replacement or needed none
         return Death(Account.LEFT, worker.doomed, text)
     account = Account.FAILED_START if worker.ready_at is None else Account.CRASH
     return Death(account, worker.doomed, text)

@@ -9,12 +9,19 @@ from typing import Any
 
 from msgspec import Struct
 
+from zcluster.core.fleet_questions import LAUNCHER as LAUNCHER
+from zcluster.core.fleet_questions import Asker as Asker
+from zcluster.core.fleet_questions import Close as Close
+from zcluster.core.fleet_questions import Open as Open
+from zcluster.core.fleet_questions import Question as Question
+from zcluster.core.fleet_questions import Reload as Reload
+from zcluster.core.fleet_questions import Restart as Restart
+from zcluster.core.fleet_questions import Scale as Scale
+from zcluster.core.fleet_questions import Signal as Signal
 from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.messages import Beat, WorkerInfo
 
 BOOT_FAILED_CODE = 3  # a worker that cannot load the application ends with it (errors.AppError)
-Asker = tuple[int, int, int]  # who waits for the Reply to which question: pid, its start, number of the question
-LAUNCHER = (0, 0)  # the first two of the launcher, which asks for the operator; no process has the pid 0
 LANE_TAKEN_CODE = 75  # EX_TEMPFAIL of sysexits.h: another process holds the lock of the lane this worker was given
 
 
@@ -24,6 +31,13 @@ class LaneAges(Struct, frozen=True):
     bus_tick_age_s: float
     loop_tick_age_s: float
     in_app: bool  # the loop's thread is inside the application: its tick may be old
+
+
+class ProcessFacts(Struct, frozen=True):
+    """What the kernel says of a process that gives no sign of life."""
+
+    state: str  # of proc(5) stat: T or t when it is stopped, D when any of its threads is
+    cpu_s: float  # it has used since it began
 
 
 # ---- events --------------------------------------------------------------------------------------------------------
@@ -138,9 +152,13 @@ class Vanished(Struct, frozen=True):
 
 
 class Ticked(Struct, frozen=True):
-    """Time passes (every 250 ms, and at `next_deadline`); `ledger` by worker id, of the lanes that are locked."""
+    """Time passes (every 250 ms, and at `next_deadline`); `ledger` by worker id, of the lanes that are locked.
+
+    `processes` by worker id, of those whose bus tick is older than a sixth of the hang timeout.
+    """
 
     ledger: Mapping[int, LaneAges] = {}
+    processes: Mapping[int, ProcessFacts] = {}
 
 
 class Lagged(Struct, frozen=True):
@@ -150,10 +168,11 @@ class Lagged(Struct, frozen=True):
 
 
 class Stop(Struct, frozen=True):
-    """End the cluster. A second, quick one tightens the deadline."""
+    """End the cluster. A second, quick one tightens the deadline. A delayed one only announces it."""
 
     quick: bool
     why: str = ""
+    delayed: bool = False
 
 
 class LauncherGone(Struct, frozen=True):
@@ -192,37 +211,6 @@ class Reconfigured(Struct, frozen=True):
     settings: FleetSettings
 
 
-class Scale(Struct, frozen=True):
-    """Have so many slots open; `by` counts when `to` is None."""
-
-    asker: Asker
-    to: int | None = None
-    by: int = 0
-    least: int = 0  # the fewest that this one may ask for
-
-
-class Open(Struct, frozen=True):
-    """Open one slot more, for workers with this in their environment."""
-
-    asker: Asker
-    env: Mapping[str, str] = {}
-
-
-class Close(Struct, frozen=True):
-    """Close the slot of this worker; None: all slots."""
-
-    asker: Asker
-    worker: int | None = None
-
-
-class Reload(Struct, frozen=True):
-    """Introduce the code that is on disk now. The same token again is the same wish."""
-
-    asker: Asker
-    token: str
-
-
-Question = Scale | Open | Close | Reload
 FleetEvent = (
     Sized | Committed | Unfinished | Reconfigured | Question | Started | ZygoteUp | Imported | ImportFailed
     | ZygoteDied | Synced
@@ -306,6 +294,15 @@ class Kill(Struct, frozen=True):
     reason: str
 
 
+class SendSignal(Struct, frozen=True):
+    """What an operator wants a worker to get."""
+
+    id: int
+    pid: int
+    start: int
+    number: int
+
+
 class Reconnect(Struct, frozen=True):
     """The worker lives but is not heard: make it open new sockets."""
 
@@ -313,7 +310,7 @@ class Reconnect(Struct, frozen=True):
 
 
 class Announce(Struct, frozen=True):
-    """Publish an Event of this kind: fork online listening disconnect exit error running reload."""
+    """Publish an Event of this kind; `core.messages.Event` names them."""
 
     kind: str
     worker: WorkerInfo | None = None
@@ -375,5 +372,5 @@ class Finish(Struct, frozen=True):
 
 FleetCommand = (
     StartZygote | DumpZygote | KillZygote | EndZygote | Resize | Commit | KeepReload | Reply | SaveNextId | Fork
-    | SendDrain | Refuse | Terminate | Dump | Kill | Reconnect | Announce | Log | Running | Finish
+    | SendDrain | Refuse | Terminate | Dump | Kill | SendSignal | Reconnect | Announce | Log | Running | Finish
 )  # fmt: skip

@@ -37,13 +37,14 @@ class Sizes(Acts):
                 self.say("warning", f"not scaled: {error}")
             self.out.append(f.Reply(event.asker, error))
             return
-        if number != len(self.wanted):
-            self.say("info", f"scaled from {len(self.wanted)} to {number} {'worker' if number == 1 else 'workers'}")
+        before = len(self.wanted)
+        if number != before:
+            self.say("info", f"scaled {_change(before, number)}")
         while len(self.wanted) > number:
             self._close(max(self.wanted), now)
         while len(self.wanted) < number:
             self._open({}, now)
-        self._resized()
+        self._resized(before)
         self.out.append(f.Reply(event.asker, body={"slots": sorted(self.wanted)}))
 
     def open(self, event: f.Open, now: float) -> None:
@@ -53,12 +54,13 @@ class Sizes(Acts):
             self.out.append(f.Reply(event.asker, error))
             return
         slot = self._open(event.env, now)
-        self._resized()
+        self._resized(len(self.wanted) - 1)
         # Whoever asked knows its worker by the id: one that was in this slot before has a lower one.
         self.out.append(f.Reply(event.asker, body={"slot": slot, "id": self.roster.next_id}))
 
     def close(self, event: f.Close, now: float) -> None:
         """Close the slot of a worker, or all. A worker that leaves already takes nothing with it."""
+        before = len(self.wanted)
         if event.worker is None:
             for slot in list(self.wanted):
                 self._close(slot, now)
@@ -69,7 +71,7 @@ class Sizes(Acts):
                 return
             if worker.state in HOLDS_SLOT:
                 self._close(worker.slot, now)
-        self._resized()
+        self._resized(before)
         self.out.append(f.Reply(event.asker))
 
     def _close(self, index: int, now: float) -> None:
@@ -107,6 +109,12 @@ class Sizes(Acts):
             )
         return ""
 
-    def _resized(self) -> None:
+    def _resized(self, before: int) -> None:
         self.wanted = dict(sorted(self.wanted.items()))
         self.out.append(f.Resize(tuple(self.wanted), {slot: env for slot, env in self.wanted.items() if env}))
+        if len(self.wanted) != before:
+            self.out.append(f.Announce("scale", None, _change(before, len(self.wanted))))
+
+
+def _change(before: int, after: int) -> str:
+    return f"from {before} to {after} {'worker' if after == 1 else 'workers'}"

@@ -31,8 +31,8 @@ def of_launcher(message: m.Size | m.Commit | m.Reload | m.Stop) -> f.FleetEvent:
             return f.Committed(generation)
         case m.Reload(tokens=tokens):
             return f.Unfinished(tokens)
-        case m.Stop(quick=quick, why=why):
-            return f.Stop(quick, why)
+        case m.Stop(quick=quick, why=why, delayed=delayed):
+            return f.Stop(quick, why, delayed)
 
 
 def of_zygote(generation: int, message: m.Control, epoch: int) -> f.FleetEvent | None:

@@ -110,10 +110,10 @@ class Worker:
     """What the master knows of one worker. Only the fleet that holds it writes to it."""
 
     __slots__ = (
-        "adopted", "announced", "beat", "boot_text", "chance", "deadline", "doomed", "generation", "gone_at",
-        "healthy", "id", "killed_at", "lane", "lane_taken", "last_heard", "leaving", "pid", "ready_at",
-        "reconnect_at", "replaced", "restarts", "slot", "start", "started_at", "state", "stopped", "told_to_leave",
-        "worn",
+        "adopted", "ailment", "announced", "beat", "boot_text", "chance", "deadline", "doomed", "generation",
+        "gone_at", "healthy", "id", "killed_at", "lane", "lane_taken", "last_heard", "leaving", "pid", "ready_at",
+        "reconnect_at", "replaced", "restarts", "silent_at", "slot", "start", "started_at", "state", "stopped",
+        "told_to_leave", "worn",
     )  # fmt: skip
 
     def __init__(self, info: WorkerInfo, now: float, state: str = ASKED) -> None:
@@ -139,6 +139,8 @@ class Worker:
         self.worn = ""  # which of its limits it has reached
         self.boot_text = ""  # why it could not begin, in its own words
         self.lane_taken = False  # by another process: this one could not even begin
+        self.ailment = ""  # what is wrong with it, in a word (fleet_health), while that is known
+        self.silent_at: tuple[float, float] | None = None  # when it was first found silent, with its CPU time then
         self.stopped = False  # SIGTERM sent while it was starting
 
     def move(self, trigger: str) -> None:
@@ -175,7 +177,15 @@ class Worker:
             rss_bytes=beat.rss_bytes if beat else 0,
             uptime_s=round(max(0.0, now - self.started_at), 3),
             oldest_request_s=beat.oldest_request_s if beat else 0.0,
+            note=self.ailment or (stuck_note(beat.stuck) if beat else ""),
         )
+
+
+def stuck_note(count: int) -> str:
+    """What `ps` says of a worker with so many requests over --timeout; empty for none."""
+    if not count:
+        return ""
+    return "1 stuck request" if count == 1 else f"{count} stuck requests"
 
 
 def adopted_state(recorded: str) -> str:

@@ -132,6 +132,7 @@ class Joining:
         self._heartbeat_s = heartbeat_s
         self._tick_timeout_s = TICKS_MISSED * heartbeat_s if tick_timeout_s is None else tick_timeout_s
         self._state = _State.LOST
+        self.joined = False  # whether the state of the cluster is known and updates flow
         self.epoch = 0  # of the last snapshot; 0: never joined
         self.totals: dict[str, int] = {}  # the highest seen, over all epochs
         self.stale = 0  # updates dropped as old: repeated, reordered, or of a master that is gone
@@ -154,11 +155,6 @@ class Joining:
         self._ticked_at = inf
 
     @property
-    def joined(self) -> bool:
-        """Whether the state of the cluster is known and updates flow."""
-        return self._state is _State.JOINED
-
-    @property
     def deadline(self) -> float:
         """When `tick` must be called at the latest."""
         if self._state is _State.LOST:
@@ -176,7 +172,7 @@ class Joining:
     # ---- inputs ---------------------------------------------------------------------------------------------------
     def opened(self, link: bytes, now: float) -> list[Action]:
         """New sockets with this name exist: subscribed and connecting."""
-        self._state, self._link = _State.JOINING, link
+        self._state, self.joined, self._link = _State.JOINING, False, link
         self._welcome, self._probed, self._blocked = None, False, False
         self._early.clear()
         self._early_epoch = 0
@@ -263,7 +259,7 @@ class Joining:
         again = self.epoch != 0
         if snapshot.epoch > self.epoch:
             self._seen, self._missing, self._held = {}, {}, {}
-        self.epoch, self._state = snapshot.epoch, _State.JOINED
+        self.epoch, self._state, self.joined = snapshot.epoch, _State.JOINED, True
         self._heard_at = self._ticked_at = now
         actions: list[Action] = [Joined(snapshot, again)]
         if again:
@@ -280,7 +276,7 @@ class Joining:
         """Give this link up and open another one, now or as soon as the limit on new sockets allows."""
         if self._state is _State.LOST:
             return []
-        self._state = _State.LOST
+        self._state, self.joined = _State.LOST, False
         self._reopen_at = max(now, self._opened_at + REOPEN_MIN_S)
         self._reason = reason
         return self._reopen() if now >= self._reopen_at else []

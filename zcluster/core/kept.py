@@ -23,6 +23,11 @@ class Kept:
         self._unacknowledged: dict[int, m.Died | m.ScaleBy] = {}  # by number
         self._numbers = 0
 
+    @property
+    def is_stopping(self) -> bool:
+        """A stop has begun; one that is only announced changes nothing yet."""
+        return self.stop is not None and not self.stop.delayed
+
     def died(self, pid: int, start: int, code: int | None, signal: int | None) -> m.Died:
         """A child has died: the message to the master, kept until it is Received."""
         told = m.Died(self._next_number(), pid, start, code, signal)
@@ -54,6 +59,11 @@ class Kept:
         wish = m.ScaleBy(self._next_number(), by, to)
         self._unacknowledged[wish.number] = wish
         return wish
+
+    @property
+    def is_reloading(self) -> bool:
+        """Whether a reload is under way, or wished for."""
+        return self._reload is not None or bool(self._reload_wish)
 
     def _next_number(self) -> int:
         self._numbers += 1

@@ -53,7 +53,7 @@ MAGIC: Final = int.from_bytes(b"zcledgr" + bytes([LAYOUT_VERSION]), "little")
 W_MAGIC, W_LANES, W_COUNTERS, W_STRIDE, W_LEDGER_ID, W_BOOT_ID, W_STATE_ID = 0, 1, 2, 3, 4, 8, 10
 W_USED_LANES, W_USED_NAMES = 16, 17
 W_EPOCH, W_NEXT_WORKER_ID, W_MASTER_PID, W_MASTER_START, W_MASTER_TICK = 24, 25, 26, 27, 28
-W_CHECKPOINT_STARTED, W_CHECKPOINT_DONE = 32, 33
+W_CHECKPOINT_STARTED, W_CHECKPOINT_DONE, W_LOG_OPENINGS = 32, 33, 40
 
 # Lane words. First line: identity, rewritten only by `claim`. The last line has another writer, the master.
 L_DONE, L_PID, L_START, L_WORKER_ID, L_SLOT, L_GENERATION, L_BORN, L_RESTARTS = 0, 1, 2, 3, 4, 5, 6, 7
@@ -183,8 +183,10 @@ class Ledger:
     master_pid = _Word(W_MASTER_PID)
     master_start = _Word(W_MASTER_START)
     master_tick_ns = _Word(W_MASTER_TICK)
+    used_names = _Word(W_USED_NAMES)  # how many names are registered
     checkpoint_started = _Word(W_CHECKPOINT_STARTED)  # number of the checkpoint that last began to read totals
     checkpoint_done = _Word(W_CHECKPOINT_DONE)  # number of the last one that is on disk for good
+    log_openings = _Word(W_LOG_OPENINGS)  # the launcher raises it: "open your access log again"
 
     def __init__(self, buffer: "ReadableBuffer") -> None:
         self.words = _words(buffer)
@@ -247,11 +249,6 @@ class Ledger:
     def used_lanes(self) -> int:
         """Lanes 0..used_lanes-1 have had an owner; only these are summed."""
         return self.words[W_USED_LANES]
-
-    @property
-    def used_names(self) -> int:
-        """How many names are registered."""
-        return self.words[W_USED_NAMES]
 
     def names(self) -> tuple[str, ...]:
         """The registered names; a name's place is its index."""

@@ -40,6 +40,7 @@ class WorkerInfo(Struct, frozen=True, array_like=True):
     signal: int | None = None
     reason: str = ""
     exited_after_disconnect: bool = False
+    note: str = ""  # what ails it, if that is known: see core/fleet_health
 
 
 class SlowRequest(Struct, frozen=True, array_like=True):
@@ -70,6 +71,8 @@ class Snapshot(Struct, frozen=True, array_like=True):
     slow: dict[int, tuple[SlowRequest, ...]] = {}  # by worker id, of its last heartbeat, oldest first
     refused: dict[str, int] = {}  # requests that no app saw, by reason, as the living workers have counted them
     members: Members | None = None
+    slots: tuple[int, ...] = ()  # those that are open
+    vacant: dict[int, str] = {}  # of these, the ones without a worker, and what they wait for
 
 
 # ---- ctl, peer -> master ------------------------------------------------------------------------------------------
@@ -100,6 +103,8 @@ class Beat(Struct, frozen=True, array_like=True, tag="beat"):
     loop_lag_s: float
     slow: tuple[SlowRequest, ...] = ()  # the oldest requests in flight, oldest first; see core/slow
     refused: dict[str, int] = {}  # requests that the app never saw, by reason, since this worker started
+    stuck: int = 0  # requests that have been in the app for longer than --timeout; see core/stuck
+    given_up: int = 0  # of these, for longer than the grace as well
     state: str = ""  # as in its lane: a Ready, Leaving or Drain that was lost shows in it
 
 
@@ -175,13 +180,14 @@ class Probe(Struct, frozen=True, array_like=True, tag="probe"):
 
 
 class Event(Struct, frozen=True, array_like=True, tag="event"):
-    """Something happened to a worker or the cluster: fork online listening disconnect exit error running reload."""
+    """What happened to a worker or the cluster: fork online listening disconnect exit error running reload scale."""
 
     epoch: int
     number: int
     kind: str
     worker: WorkerInfo | None = None
     text: str = ""
+    time_s: float = 0.0  # since 1970, by the master's clock
 
 
 # ---- evt, worker -> master ----------------------------------------------------------------------------------------
@@ -277,6 +283,12 @@ class ScaleBy(Struct, frozen=True, array_like=True, tag="scale-by"):
     to: int | None = None  # this many, by a configuration that has changed; then `by` is 0
 
 
+class Capture(Struct, frozen=True, array_like=True, tag="capture"):
+    """Master -> launcher: make and hold the pipe for the output of a worker that is about to be forked."""
+
+    worker: int  # its id
+
+
 class Settings(Struct, frozen=True, array_like=True, tag="settings"):
     """Launcher -> master: the configuration of a generation, before its ZygoteUp and when it has been committed."""
 
@@ -310,6 +322,7 @@ class Stop(Struct, frozen=True, array_like=True, tag="stop"):
 
     quick: bool
     why: str = ""
+    delayed: bool = False  # not yet: serve as before, until the same comes without it; but nobody's wishes any more
 
 
 class Received(Struct, frozen=True, array_like=True, tag="received"):
@@ -319,9 +332,10 @@ class Received(Struct, frozen=True, array_like=True, tag="received"):
 
 
 class Running(Struct, frozen=True, array_like=True, tag="running"):
-    """Master -> launcher: all workers are ready; print the line."""
+    """Master -> launcher: all workers are ready; or (`workers` is 0) only how the cluster stands by now."""
 
     workers: int
+    standing: str = ""  # one line for the service manager, told when it has changed
 
 
 class Failed(Struct, frozen=True, array_like=True, tag="failed"):
@@ -384,6 +398,6 @@ class Synced(Struct, frozen=True, array_like=True, tag="synced"):
 
 Control = (
     Boot | StartZygote | ZygoteUp | EndZygote | StartService | ServiceUp | Proceed | Died | Stop | Received | Running
-    | Failed | Size | ScaleBy | Settings | Reload | Commit
+    | Failed | Size | ScaleBy | Settings | Reload | Commit | Capture
     | Imported | ImportFailed | Fork | Forked | ForkFailed | Sync | Synced
 )  # fmt: skip

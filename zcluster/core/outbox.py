@@ -32,7 +32,7 @@ class Outbox:
     def __init__(self, messages_max: int = MESSAGES_MAX, bytes_max: int = BYTES_MAX) -> None:
         self._messages_max, self._bytes_max = messages_max, bytes_max
         self._frames: dict[int | type, bytes] = {}  # by number of the Ask, else by kind of message
-        self._unsent: deque[int | type] = deque()
+        self.unsent: deque[int | type] = deque()  # for others to look whether there is anything
         self._bytes = 0
         self._again_at = float("-inf")
 
@@ -54,26 +54,26 @@ class Outbox:
             raise QueueFull(f"{len(self._frames)} messages ({self._bytes} bytes) wait for the master already")
         self._frames[key], self._bytes = frame, size
         if old is None:
-            self._unsent.append(key)
+            self.unsent.append(key)
 
     def head(self) -> bytes | None:
         """Return the frame to send next, or None."""
-        return self._frames[self._unsent[0]] if self._unsent else None
+        return self._frames[self.unsent[0]] if self.unsent else None
 
     def sent(self) -> None:
         """The frame that `head` returned is in the hands of a socket."""
-        key = self._unsent.popleft()
+        key = self.unsent.popleft()
         if not isinstance(key, int):
             self._drop(key)
 
     def rewind(self) -> None:
         """A new link: every question without an answer is to be sent again, before what was never sent."""
-        waiting = set(self._unsent)
-        self._unsent.extendleft(reversed([key for key in self._frames if key not in waiting]))
+        waiting = set(self.unsent)
+        self.unsent.extendleft(reversed([key for key in self._frames if key not in waiting]))
 
     def repeat(self, now: float) -> None:
         """Time has passed (`now` in monotonic seconds): what was asked and not answered is asked again in a while."""
-        if len(self._frames) == len(self._unsent):
+        if len(self._frames) == len(self.unsent):
             self._again_at = now + ASK_AGAIN_S
         elif now >= self._again_at:
             self._again_at = now + ASK_AGAIN_S
@@ -87,8 +87,8 @@ class Outbox:
         """Nobody waits for this answer any more; false when it was not asked or is already answered."""
         if number not in self._frames:
             return False
-        if number in self._unsent:
-            self._unsent.remove(number)
+        if number in self.unsent:
+            self.unsent.remove(number)
         self._drop(number)
         return True
 

@@ -50,6 +50,7 @@ class Post:
         self.failed: list[tuple[Parcel, str]] = []  # given up, with the reason; the owner takes them
         self.spread: list[tuple[int, int]] = []  # tickets that were parked, to how many they go; the owner takes them
         self._streams: dict[str, Outgoing] = {}
+        self._busy: dict[str, Outgoing] = {}  # those that keep something: with many peers, few of all
         self._is_linked = False
         self._absent: dict[str, float] = {}  # receivers that are not named, since when
         self._gone: dict[str, None] = {}  # handles that have ended
@@ -116,6 +117,7 @@ class Post:
 
     def _give_up(self, name: str, reason: str) -> None:
         stream = self._streams.pop(name)
+        self._busy.pop(name, None)
         self._absent.pop(name, None)
         for parcel in stream.parcels():
             self._drop(parcel)
@@ -146,10 +148,10 @@ class Post:
             parcel.began = 0.0
             self.skipped += len(self.members.handles) - len(handles) if self.members is not None else 0
             for name in handles:
-                self._stream(name).put(_copy(parcel))
+                self._put(name, _copy(parcel))
                 self._keep(parcel)
             return len(handles)
-        self._stream(to).put(parcel)
+        self._put(to, parcel)
         self._keep(parcel)
         if self.is_there(to) is None:
             self._absent.setdefault(to, now)
@@ -196,12 +198,13 @@ class Post:
         self.count += 1
         self.bytes += len(parcel.body)
 
-    def _stream(self, name: str) -> Outgoing:
+    def _put(self, name: str, parcel: Parcel) -> None:
         stream = self._streams.get(name)
         if stream is None:
             self._begun += 1
             stream = self._streams[name] = Outgoing(self.name, name, self._begun)
-        return stream
+        stream.put(parcel)
+        self._busy[name] = stream
 
     # ---- out -------------------------------------------------------------------------------------------------------
     def pieces(self) -> Iterator[tuple[Outgoing, Mail]]:
@@ -209,7 +212,7 @@ class Post:
 
         After each the caller says `stream.sent(now)`, or stops.
         """
-        going = list(self._streams.values())
+        going = list(self._busy.values())
         while going:
             still = []
             for stream in going:
@@ -228,6 +231,8 @@ class Post:
             self._renew(got.sender, stream)
             return []
         done = stream.got(got.stream, got.upto, got.room, now)
+        if not len(stream):
+            self._busy.pop(got.sender, None)
         for parcel in done:
             self._drop(parcel)
             if parcel.reliable:
@@ -239,9 +244,8 @@ class Post:
     def _renew(self, name: str, stream: Outgoing) -> None:
         """Begin anew with what the receiver, or the next master, does not have."""
         del self._streams[name]
-        fresh = self._stream(name)
         for parcel in stream.parcels():
-            fresh.put(parcel)
+            self._put(name, parcel)
 
     def _prune(self, now: float) -> None:
         kept = self._kept
@@ -261,6 +265,7 @@ class Post:
             return
         self._prune(now)
         open_ = self._streams.pop(MASTER).parcels() if MASTER in self._streams else []
+        self._busy.pop(MASTER, None)
         for parcel in open_:
             parcel.at = parcel.at or parcel.began
         again = [_copy(parcel, at=parcel.at or parcel.began, ticket=0) for _at, parcel in self._kept]
@@ -268,10 +273,8 @@ class Post:
         self._kept_bytes = 0
         for parcel in again:
             self._keep(parcel)
-        if again or open_:
-            stream = self._stream(MASTER)
-            for parcel in [*again, *open_]:
-                stream.put(parcel)
+        for parcel in [*again, *open_]:
+            self._put(MASTER, parcel)
 
     def parted(self) -> None:
         """There is no link: nothing can be sent, and nobody's absence means anything."""
@@ -282,10 +285,11 @@ class Post:
         """When `expire` is to be called at the latest."""
         if not self._is_linked:
             return float("inf")
-        due = min((stream.due for stream in self._streams.values()), default=float("inf"))
+        due = self._left_at + FOREIGN_S
+        for stream in self._busy.values():
+            due = min(due, stream.due)
         if self._absent:
             due = min(due, min(self._absent.values()) + ABSENT_S)
-        due = min(due, self._left_at + FOREIGN_S)
         return min(due, self._parked[0].began + self._parked_s) if self._parked else due
 
     def expire(self, now: float) -> None:

@@ -9,11 +9,23 @@ from typing import Final
 
 from msgspec import Struct
 
+from zcluster.config import Config
 from zcluster.core.policy import pause_s
 
 PAUSE_S, PAUSE_MAX_S = 0.1, 5.0  # after the second death in a row; as long as the next checkpoint may wait
 SETTLED_S: Final = 5.0  # a service that lived this long starts the pauses anew
 ANSWER_S: Final = 5.0  # the launcher starts a process in milliseconds; it says nothing when the machine refused
+
+
+def kinds(config: Config) -> tuple[str, ...]:
+    """Which services a cluster of this configuration has."""
+    wanted = {
+        "checkpoint": bool(config.state),
+        "output": config.capture_output,
+        "watcher": config.reload,
+        "hooks": bool(config.hooks),
+    }
+    return tuple(kind for kind, is_wanted in wanted.items() if is_wanted)
 
 
 class _Service(Struct):

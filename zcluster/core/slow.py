@@ -40,6 +40,16 @@ def slowest(by_worker: Mapping[int, tuple[SlowRequest, ...]]) -> dict[int, tuple
     return shown
 
 
+def named(method: str, path: str) -> str:
+    """Return a request in words that may stand in a log."""
+    return f"{printable(_cut(method, METHOD_MAX_CHARS))} {printable(_cut(_decoded(path), PATH_MAX_CHARS))}"
+
+
+def printable(text: str) -> str:
+    """Return a client's words as any terminal may show them: what is no visible ASCII character is spelled out."""
+    return "".join(char if " " <= char <= "~" else char.encode("unicode_escape").decode() for char in text)
+
+
 def _decoded(path: str) -> str:
     """Return what a PATH_INFO means: WSGI carries its UTF-8 as Latin-1. Others are left as they are."""
     try:

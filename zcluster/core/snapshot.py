@@ -52,6 +52,8 @@ def fleet_snapshot(
         slow=slowest({worker.id: worker.beat.slow for worker in fleet.living() if worker.pid and worker.beat}),
         refused=dict(refused),
         members=members,
+        slots=tuple(fleet.wanted),
+        vacant=fleet.vacancies(now),
     )
 
 

@@ -14,7 +14,8 @@ from zcluster.errors import BusError
 
 TOKEN_MAX_CHARS: Final = 64  # 256 of them travel in one control message
 SIZE_MAX: Final = 1 << 20  # anything beyond is a slip, whatever the number of lanes
-VERBS: Final = frozenset({"scale", "fork", "disconnect", "reload"})
+VERBS: Final = frozenset({"scale", "fork", "disconnect", "reload", "restart", "kill"})
+SIGNAL_MAX: Final = 64  # SIGRTMAX on every Linux we run on; 0 would be a question, not a signal
 NO_RELOAD: Final = (
     "the app of this cluster lives in the memory of the program that started it, so there is no code to load again; "
     "move the app into a module and name it as MODULE:ATTRIBUTE"
@@ -42,6 +43,17 @@ class _Reload(Struct, forbid_unknown_fields=True):
     token: str
 
 
+class _Restart(Struct, forbid_unknown_fields=True):
+    slot: int
+    worker: int = 0
+
+
+class _Kill(Struct, forbid_unknown_fields=True):
+    slot: int
+    signal: int
+    worker: int = 0
+
+
 def question(verb: str, args: Raw, asker: f.Asker) -> f.Question:
     """Read one of VERBS; raises Unclear."""
     given = Raw(b"\x80") if bytes(args) == b"\xc0" else args  # none at all are the same as {}
@@ -58,6 +70,14 @@ def question(verb: str, args: Raw, asker: f.Asker) -> f.Question:
                 if not 0 < len(token) <= TOKEN_MAX_CHARS:
                     raise Unclear(f"the token of a reload has 1 to {TOKEN_MAX_CHARS} characters, not {len(token)}")
                 return f.Reload(asker, token)
+            case "restart":
+                wish = msgpack.decode(given, type=_Restart)
+                return f.Restart(asker, wish.slot, wish.worker)
+            case "kill":
+                blow = msgpack.decode(given, type=_Kill)
+                if not 1 <= blow.signal <= SIGNAL_MAX:
+                    raise Unclear(f"there is no signal {blow.signal}; signals are 1 to {SIGNAL_MAX}")
+                return f.Signal(asker, blow.slot, blow.signal, blow.worker)
     # As the bus's own decoder: whatever the bytes are, it is one of these.
     except (ValidationError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, Unclear):

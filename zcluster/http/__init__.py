@@ -2,13 +2,16 @@
 
 `Engine` is the door; `Limits` are its bounds, `Stats` what it is doing. The parts, lower ones first: `limits`,
 `stats`, `outbox`, `head` (request head -> environ), `body` (request body -> wsgi.input), `connection` (one client),
-`exchange` (one request through the application), `engine` (the loop).
+`exchange` (one request through the application), `engine` (the loop), `overdue` (what does not come back from there),
+`probe` (the health check before it).
 """
 
 from .access import AccessLog
 from .engine import Engine
 from .limits import Limits
+from .overdue import Overdue
+from .probe import Probe
 from .proxies import behind_proxies
 from .stats import Stats
 
-__all__ = ["AccessLog", "Engine", "Limits", "Stats", "behind_proxies"]
+__all__ = ["AccessLog", "Engine", "Limits", "Overdue", "Probe", "Stats", "behind_proxies"]

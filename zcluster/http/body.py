@@ -193,7 +193,10 @@ class Stream(io.RawIOBase):
                 poll = select.poll()
                 poll.register(sock.fileno(), select.POLLOUT if connection.wants_write else select.POLLIN)
                 began = time.monotonic()
-                if not poll.poll(max(0.0, self._left_s) * 1000):
+                connection.waiting = True
+                events = poll.poll(max(0.0, self._left_s) * 1000)
+                connection.waiting = False
+                if not events:
                     raise Refusal(408, "body time-out") from None
                 self._left_s -= time.monotonic() - began
                 continue
@@ -202,6 +205,7 @@ class Stream(io.RawIOBase):
             if not data:
                 connection.broken = True
                 raise Refusal(400, "client left in its body")
+            connection.taken_bytes += len(data)
             self._moved_bytes += len(data)
             if self._moved_bytes >= self._limits.progress_bytes:
                 self._moved_bytes, self._left_s = 0, self._limits.body_timeout_s

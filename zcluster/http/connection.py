@@ -198,7 +198,7 @@ class Connection(Wire):
         try:
             tenure.pop()
         except IndexError:  # the loop was taken away from this thread, and with it the right to go on here
-            crew.off_loop.discard(exchange)
+            crew.off_loop.pop(exchange, None)
             shared.come_back(self)
             raise Relieved from None
         if exchange.flags or self.cut or self.broken or self.out is not None or self._watched != IN:

@@ -53,6 +53,9 @@ class Job(Protocol):
     method: str
     path: str
 
+    def progress(self) -> int:
+        """Bytes that have moved between the application and its client; -1 while a thread waits for the client."""
+
     def perform(self) -> None:
         """Run to the end, in any thread; raises nothing."""
 
@@ -62,7 +65,7 @@ class Crew:
 
     def __init__(self, threads: int, lead: Callable[[], bool], name: str) -> None:
         self.inline: list[Job] = []  # what the leader runs itself, at most one
-        self.off_loop: set[Job] = set()  # what other threads run
+        self.off_loop: dict[Job, int] = {}  # what other threads run, and which (threading.get_ident)
         self.resting = threads > 1  # the monitor, if there is one; written by itself and by the leader that wakes it
         self.beat = 0  # requests finished, whatever their status; the leader's to count
         # Who may wait for a client: half of the threads, so that the others are there for requests that block for
@@ -80,6 +83,7 @@ class Crew:
         self._started: list[threading.Thread] = []
         self._unstarted: list[int] = list(range(threads - 1))
         self._over = False
+        self._leader = 0  # the thread that leads, or led last
         self._bell = _thread.allocate_lock()  # held while nobody calls the monitor
         self._failure: BaseException | None = None
 
@@ -115,9 +119,9 @@ class Crew:
             except IndexError:
                 self._rest(me)
                 continue
-            self.off_loop.add(job)
+            self.off_loop[job] = threading.get_ident()
             job.perform()
-            self.off_loop.discard(job)
+            self.off_loop.pop(job, None)
             del job  # a thread at rest must not keep a request alive
 
     def _take_the_loop(self) -> bool:
@@ -128,6 +132,7 @@ class Crew:
         return True
 
     def _lead_once(self) -> None:
+        self._leader = threading.get_ident()
         self.inline = []
         try:
             over = self._lead()
@@ -187,6 +192,13 @@ class Crew:
         """What runs now, for whoever asks, from any thread."""
         return [job for job in (*self.inline, *self.off_loop) if job.started and not job.done]
 
+    def threads(self) -> list[tuple[Job, int]]:
+        """The same with the thread each runs in; of one that has just begun it may be the wrong one."""
+        leader, inline = self._leader, list(self.inline)
+        elsewhere = [(job, self.off_loop.get(job, 0)) for job in list(self.off_loop)]
+        found = [*((job, leader) for job in inline), *elsewhere]
+        return [(job, thread) for job, thread in found if job.started and not job.done]
+
     # ---- for the leader --------------------------------------------------------------------------------------------
     def give(self, job: Job) -> bool:
         """Have another thread run this, as soon as one is free; false when there is none, nor can be."""
@@ -238,9 +250,9 @@ class Crew:
             job = self.inline.pop()
         except IndexError:
             return  # it came back at this moment
-        self.off_loop.add(job)
+        self.off_loop[job] = self._leader  # still: the loop is not vacant yet
         if job.done:  # and has looked already: nobody else would forget it
-            self.off_loop.discard(job)
+            self.off_loop.pop(job, None)
         self._vacant.append(1)
         self._call_one()
 

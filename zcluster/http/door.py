@@ -169,6 +169,10 @@ class Door:
         self._welcome(fd, sock, peer)
         return True
 
+    def admit(self, sock: socket.socket) -> None:
+        """Serve a connection that did not come by a listener."""
+        self._welcome(-1, sock, None)
+
     def _welcome(self, fd: int, sock: socket.socket, peer: object) -> None:
         shared = self._shared
         sock.setblocking(False)

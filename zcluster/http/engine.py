@@ -27,7 +27,7 @@ from .door import Door
 from .limits import Limits
 from .shared import Access, Crowd, Shared
 from .stats import Stats
-from .wire import CLOSED, HEAD, IDLE
+from .wire import CLOSED, FLUSH, HEAD, IDLE, WORK
 
 TICK_S = 0.2  # at most this between two ticks of an idle loop; under load no oftener
 EVENTS = 128  # per round: few enough that a round of fast requests does not delay a tick
@@ -40,8 +40,8 @@ class Engine:
     called by the loop about five times a second while it comes round; `on_exit` once, with the exit code, when the
     application raised SystemExit in a request (the engine then drains by itself). `environ` is added to every
     request's. With `crowd` it shares new connections fairly with other engines; `access` is told of every request;
-    with `tls` it speaks TLS. `drain`, `close_listeners` and `stats` may be used from any thread, before, during and
-    after `run`.
+    with `tls` it speaks TLS. `clients` are connections that are open already. `drain`, `close_listeners` and `stats`
+    may be used from any thread, before, during and after `run`.
     """
 
     def __init__(
@@ -58,15 +58,17 @@ class Engine:
         crowd: Crowd | None = None,
         access: Access | None = None,
         tls: ssl.SSLContext | None = None,
+        clients: Sequence[socket.socket] = (),
     ) -> None:
         limits = limits or Limits()
         self._crew = crew = Crew(threads, self._lead, "zcluster-http")
-        self.stats = Stats(crew.running, lambda: crew.beat)
+        self.stats = Stats(crew.running, lambda: crew.beat, crew.threads)
         self._tick = tick
         self._on_exit = on_exit
         self._log = log or logging.getLogger("zcluster.http")
         self._shared = Shared(app, limits, self._log, self._app_exits, crew, self.stats, crowd, access)
         self._door = Door(listeners, self._shared, tuple((environ or {}).items()), tls)
+        self._clients = clients
         self._next_look = 0.0
         self._stale = False  # when something is due, or whether the loop is over, has changed in this round
         self._quick_ordered = False
@@ -85,6 +87,12 @@ class Engine:
     def close_listeners(self) -> None:
         """Accept nothing more from this moment on, whatever waits in the queues; connections go on."""
         self._door.close()
+
+    def cut(self) -> None:
+        """The process ends with requests in it: connections whose response is not over will end with a reset."""
+        for connection in list(self._shared.connections.values()):
+            if connection.state in (WORK, FLUSH):
+                connection.no_linger()
 
     def close_in_child(self) -> None:
         """In a process forked by the application: close our descriptors, and answer nobody any more.
@@ -112,6 +120,8 @@ class Engine:
                 shared.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             epoll.register(shared.wake_fd, select.EPOLLIN)
             self._door.open()
+            for client in self._clients:
+                self._door.admit(client)
             if shared.draining:  # ordered before there was an eventfd to tell
                 self._obey()
             self._crew.run()

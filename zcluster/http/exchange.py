@@ -79,6 +79,10 @@ class Exchange:
         """Where errors of the application go."""
         return self._shared.log
 
+    def progress(self) -> int:
+        """What moves between the application and its client, in bytes; -1 while a thread waits for the client."""
+        return -1 if self._connection.waiting else self.sent_bytes + self._connection.taken_bytes
+
     # ---- what the application sees ---------------------------------------------------------------------------------
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /

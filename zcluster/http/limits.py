@@ -5,6 +5,13 @@ longer than they say. Zero means "none at all", never "unlimited".
 """
 
 from dataclasses import dataclass
+from typing import Final, Self
+
+from zcluster.config import Config
+
+# Descriptors that connections must leave free: the worker's own and libzmq's are some 30 (new ones are opened before
+# the old are closed when a master is replaced), the rest is for what the app opens in a request.
+FDS_SPARE: Final = 128
 
 
 @dataclass(frozen=True)
@@ -39,3 +46,18 @@ class Limits:
     )
     # A worker fuller than another one leaves a new connection to that one so long, then takes it all the same.
     defer_s: float = 0.001
+
+    @classmethod
+    def of(cls, config: Config, open_files: int) -> Self:
+        """What is configured; fewer connections than were asked for where descriptors (`open_files`) are few."""
+        return cls(
+            request_line_bytes=config.limit_request_line,
+            header_field_bytes=config.limit_request_field_size,
+            header_count=config.limit_request_fields,
+            body_bytes=config.limit_request_body,
+            keep_alive_s=config.keep_alive_s,
+            header_timeout_s=config.header_timeout_s,
+            body_timeout_s=config.body_timeout_s,
+            write_timeout_s=config.write_timeout_s,
+            connections=min(config.worker_connections, max(open_files - FDS_SPARE, open_files // 4)),
+        )

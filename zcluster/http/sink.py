@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from zcluster import current
+
 LINE_MAX_BYTES: Final = 4096  # PIPE_BUF
 FILE_BYTES: Final = 1 << 16  # in one call to a file
 SLICE_S: Final = 0.1  # between two questions whether to go on waiting; only while a reader has stopped reading
@@ -79,11 +81,13 @@ class Sink:
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
         if self._stream < 0:
             return os.open(self.name, flags | os.O_APPEND | os.O_CREAT, 0o666)
-        if stat.S_ISFIFO(os.fstat(self._stream).st_mode):
-            return os.open(f"/proc/self/fd/{self._stream}", flags)
+        kept = current.streams[self._stream - 1]
+        stream = kept if kept >= 0 else self._stream  # the app's output may be captured, ours is not
+        if stat.S_ISFIFO(os.fstat(stream).st_mode):
+            return os.open(f"/proc/self/fd/{stream}", flags)
         # The same description, for its offset: a file that a shell opened for `>` is not open for appending. It keeps
         # its place also when the application redirects the stream.
-        return os.dup(self._stream)  # closed by an exec
+        return os.dup(stream)  # closed by an exec
 
     def _put(self, piece: bytes, go_on: Callable[[], bool]) -> bool:
         """Write one piece; False when it, or its end, is lost."""

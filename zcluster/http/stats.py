@@ -15,6 +15,7 @@ class Stats:
     __slots__ = (
         "_finished",
         "_running",
+        "_threads",
         "connections",
         "failures",
         "headers_dropped",
@@ -22,9 +23,15 @@ class Stats:
         "refused",
     )
 
-    def __init__(self, running: Callable[[], Iterable[Job]], finished: Callable[[], int] = int) -> None:
+    def __init__(
+        self,
+        running: Callable[[], Iterable[Job]],
+        finished: Callable[[], int] = int,
+        threads: Callable[[], list[tuple[Job, int]]] = list,
+    ) -> None:
         self._running = running
         self._finished = finished
+        self._threads = threads
         self.connections = 0  # open
         self.loop_tick = 0.0  # when the loop last came round
         self.failures = 0  # internal errors of the engine itself: a bug of ours, logged
@@ -45,6 +52,10 @@ class Stats:
     def oldest_started(self) -> float:
         """When the oldest of them entered it; 0.0 when there is none."""
         return min((request.started for request in self._running()), default=0.0)
+
+    def threads(self) -> list[tuple[Job, int]]:
+        """The requests in the application, each with the thread it runs in."""
+        return self._threads()
 
     def slow(self, now: float, older_than_s: float, most: int) -> list[tuple[str, str, float]]:
         """Method, path and age of those that have been in it for longer, the oldest first, at most so many."""

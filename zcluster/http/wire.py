@@ -83,9 +83,13 @@ class Wire(Writer):
         """Cut: a reset, so that no client can take a broken response for a whole one."""
         if self.state != CLOSED:
             self.cut = True
-            with contextlib.suppress(OSError):
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            self.no_linger()
             self.close()
+
+    def no_linger(self) -> None:
+        """Have the socket's end, whenever it comes, be a reset. Any thread may call this."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
 
     def close(self) -> None:
         """End now; idempotent."""

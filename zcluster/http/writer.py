@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Writer:
     """Used by the connection's owner only: the leader, or the thread that runs its request."""
 
-    __slots__ = ("_shared", "broken", "cut", "exchange", "out", "sock", "tls")
+    __slots__ = ("_shared", "broken", "cut", "exchange", "out", "sock", "taken_bytes", "tls", "waiting")
 
     def __init__(self, sock: socket.socket, shared: "Shared", *, tls: bool) -> None:
         self.sock = sock
@@ -33,6 +33,8 @@ class Writer:
         self.out: Outbox | None = None
         self.broken = False  # nothing can be written any more
         self.cut = False  # the connection must end with a reset: no client may take what it got for a whole response
+        self.waiting = False  # a thread that runs the application waits for the client
+        self.taken_bytes = 0  # of bodies that were streamed
         self._shared = shared
 
     @property
@@ -140,7 +142,10 @@ class Writer:
         moved, deadline = 0, time.monotonic() + limits.write_timeout_s
         while out.has_file or out.memory_bytes > down_to_bytes:
             now = time.monotonic()
-            if now >= deadline or not poll.poll((deadline - now) * 1000):
+            self.waiting = True
+            late = now >= deadline or not poll.poll((deadline - now) * 1000)
+            self.waiting = False
+            if late:
                 self._shared.stats.refuse("client stopped reading")
                 self.cut = True
                 raise ConnectionAbortedError

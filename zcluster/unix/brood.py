@@ -18,6 +18,11 @@ class Brood:
     services: dict[str, Child] = field(default_factory=dict)
     _leaving: dict[int, tuple[int, float]] = field(default_factory=dict)  # zygotes by pid: start, when to kill it
 
+    def is_writer(self, pid: int) -> bool:
+        """Whether this is the service that saves the counts."""
+        writer = self.services.get("checkpoint")
+        return writer is not None and writer.pid == pid
+
     def let_go(self, generation: int, deadline: float) -> None:
         """Close a zygote's control socket: when the master has closed its own, too, it leaves. Its death is told."""
         zygote = self.zygotes.pop(generation, None)

@@ -58,6 +58,11 @@ class Channel:
         """Messages that wait for the kernel; poll for writing while it is not zero."""
         return len(self._waiting)
 
+    @property
+    def needs_care(self) -> bool:
+        """Whether there is something to do although the socket is not readable: what waits, or its end."""
+        return self.closed or bool(self._waiting)
+
     def send(self, message: Control, fds: Sequence[int] = ()) -> None:
         """Send, or queue when the socket is full; silently nothing once the other end is gone: `receive` tells.
 

@@ -15,7 +15,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -50,8 +50,14 @@ class Listener:
         """Remove its file, if it is still the one we made, and close it. A second call does nothing."""
         # In this order: while the socket is open no other file gets its inode, and nobody finds it stale.
         if self.sock.fileno() >= 0 and self.unlink is not None and _inode(self.unlink) == self.inode:
-            self.unlink.unlink(missing_ok=True)
+            with suppress(PermissionError):  # bound by root, in a directory that is not of the --user it became
+                self.unlink.unlink(missing_ok=True)
         self.sock.close()
+
+    def give_to(self, uid: int, gid: int) -> None:
+        """Make the socket file this user's, who is to remove it; nothing for a socket that we did not make."""
+        if self.unlink is not None:
+            os.chown(self.unlink, uid, gid, follow_symlinks=False)
 
 
 def bind(

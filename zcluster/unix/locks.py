@@ -25,6 +25,7 @@ ROLE_BASE: Final = 1 << 20
 LAUNCHER_BYTE: Final = ROLE_BASE
 MASTER_BYTE: Final = ROLE_BASE + 1
 CHECKPOINT_BYTE: Final = ROLE_BASE + 16  # services: ROLE_BASE + 16 ..
+OUTPUT_BYTE: Final = ROLE_BASE + 17
 ZYGOTE_BASE: Final = ROLE_BASE + 4096  # + generation
 NAMES_BYTE: Final = 1 << 21
 

@@ -13,10 +13,10 @@ from zcluster.errors import ConfigError
 STREAMS: Final = ("", "-", "/dev/stdout", "/dev/stderr")  # no log at all, or one that is open already
 
 
-def settle(target: str) -> str:
+def settle(target: str, option: str = "access_logfile") -> str:
     """Return the absolute path of a log that can be appended to, made if need be; streams as they are.
 
-    Raises `ConfigError` naming the path and the reason.
+    Raises `ConfigError` naming the option, the path and the reason.
     """
     if target in STREAMS:
         return target
@@ -26,8 +26,9 @@ def settle(target: str) -> str:
         os.close(os.open(path, flags, 0o666))  # what the umask leaves, as every program that makes a file
     except OSError as error:
         if error.errno != errno.ENXIO:  # a named pipe that nobody reads yet
+            stream = "stderr" if option == "log_file" else "stdout"
             raise ConfigError(
-                f"option 'access_logfile' is {target!r}, but {path} cannot be written: {error.strerror}; "
-                "give a file in a folder that exists and may be written to, or '-' for stdout"
+                f"option {option!r} is {target!r}, but {path} cannot be written: {error.strerror}; give a file in a "
+                f"folder that exists and may be written to, or '-' for {stream}"
             ) from None
     return str(path)

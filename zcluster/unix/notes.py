@@ -5,6 +5,7 @@ Invariant: they lie on tmpfs, so whoever reads or writes one never waits for a d
 
 import faulthandler
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ NOTE_MAX_CHARS: Final = 65_536  # it goes into the log in one piece; the newest 
 
 def dump_into(path: Path) -> int:
     """Have DUMP_SIGNAL write the stacks of all threads into this file; returns its descriptor, to be kept open."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     faulthandler.register(DUMP_SIGNAL, file=fd, all_threads=True)
     return fd
 
@@ -26,3 +27,9 @@ def read_note(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")[-NOTE_MAX_CHARS:].rstrip()
     except FileNotFoundError:
         return ""
+
+
+def empty_note(path: Path) -> None:
+    """Have what is written from now on stand alone; its writer appends."""
+    with suppress(FileNotFoundError):
+        os.truncate(path, 0)

@@ -13,10 +13,10 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from zcluster.errors import SpawnError
 
@@ -57,6 +57,7 @@ class Stat:
     pgrp: int
     start: int
     threads: int
+    cpu_ticks: int = 0  # user and system time of all threads, in clock ticks
 
     @property
     def is_dead(self) -> bool:
@@ -82,7 +83,20 @@ def stat(pid: int) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last: proc mounted with hidepid=1
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name may hold blanks and parentheses
-    return Stat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[19]), int(fields[17]))
+    cpu_ticks = int(fields[11]) + int(fields[12])
+    return Stat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[19]), int(fields[17]), cpu_ticks)
+
+
+def thread_states(pid: int) -> str:
+    """The states of all threads of a process, one letter each; empty when there is none, or none that we may see."""
+    found = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            text = Path(f"/proc/{pid}/task/{task}/stat").read_text(encoding="ascii", errors="replace")
+            found.append(text[text.rindex(")") + 2])
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it, or a thread of it, has just ended
+        pass
+    return "".join(found)
 
 
 def start_time(pid: int) -> int:
@@ -135,6 +149,20 @@ def become_subreaper() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise SpawnError(f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(ctypes.get_errno())}")
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End this process although threads of it do not come back: all of an interpreter's exit but the wait for them.
+
+    The app's exit functions run once, as ever. If one of them waits for such a thread, whoever set a deadline kills.
+    """
+    import atexit
+
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, nobody reads, or None: as at any exit
+            stream.flush()
+    os._exit(code)
 
 
 def set_title(title: str) -> None:

@@ -67,7 +67,9 @@ class RunDir:
         """
         try:
             for entry in self.path.iterdir():
-                if not (keep_ledger and entry.name == "ledger"):
+                if stat.S_ISDIR(entry.lstat().st_mode):  # temporary files of the app, where there is no other place
+                    shutil.rmtree(entry, ignore_errors=True)
+                elif not (keep_ledger and entry.name == "ledger"):
                     entry.unlink(missing_ok=True)
             if not keep_ledger:
                 self._remove_folders()
@@ -184,13 +186,25 @@ def _private_directory(path: Path) -> None:
         )
 
 
-def _is_private(path: Path) -> bool:
-    """Is this a directory (no symbolic link) that is ours and nobody else's?"""
+def _is_private(path: Path, uid: int | None = None) -> bool:
+    """Is this a directory (no symbolic link) that is ours, or this user's, and nobody else's?"""
     try:
         found = path.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077
+    return (
+        stat.S_ISDIR(found.st_mode)
+        and found.st_uid == (os.getuid() if uid is None else uid)
+        and not stat.S_IMODE(found.st_mode) & 0o077
+    )
+
+
+def _is_owned(root: Path) -> bool:
+    """Is this the private directory of the user whose id is in its name?"""
+    try:
+        return _is_private(root, int(root.name.rpartition("-")[2]))
+    except ValueError:
+        return False
 
 
 def await_older(rundir: RunDir, grace_s: float = OLDER_GRACE_S) -> int:
@@ -268,16 +282,18 @@ def clusters(base: Path | None) -> list[Found]:
     """The running clusters of this user, by name. Not for a launcher: closing a lock file would drop its lock."""
     found = []
     root = root_of(base)
+    # Root sees those of everybody: `run --user` makes them, and systemctl reload asks for them.
+    roots = [root] if os.getuid() else sorted(root.parent.glob("zcluster-*"))
     # Not a directory that another user has put in the place of ours: its "master" would be theirs.
-    for current in sorted(root.glob("*/current")) if _is_private(root) else ():
+    for current in (entry for each in roots if _is_owned(each) for entry in each.glob("*/current")):
         try:
             pid = _lock_owner(current.parent / "lock")
-            path = current.parent / current.read_text(encoding="ascii")
+            instance = current.read_text(encoding="ascii") if stat.S_ISREG(current.lstat().st_mode) else ""
         except FileNotFoundError:  # it ended while we looked
             continue
-        if pid:
-            found.append(Found(current.parent.name, path, pid))
-    return found
+        if pid and re.fullmatch("[0-9a-f]+", instance):  # we may be root, and another user may have written it
+            found.append(Found(current.parent.name, current.parent / instance, pid))
+    return sorted(found, key=lambda one: one.name)
 
 
 def _lock_owner(path: Path) -> int:

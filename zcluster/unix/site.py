@@ -1,7 +1,7 @@
 """The site: everything a launcher holds open for its cluster, made in the one order that is safe.
 
-certificate -> name and directory -> older processes gone -> state -> listening sockets -> ledger -> leash
-            -> published -> adopted
+certificate -> name and directory -> older processes gone -> state -> listening sockets -> pid file -> root given up
+            -> ledger -> leash -> published -> adopted
 
 Invariant: what cannot be had is found out before any process is started, and a failure half-way leaves nothing.
 """
@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import secrets
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from pathlib import Path
 import msgspec
 
 from zcluster.config import Config
-from zcluster.errors import SpawnError
-from zcluster.unix import leash, ledgerfile, listen, logfile, rundir
+from zcluster.errors import ConfigError, SpawnError
+from zcluster.unix import identity, journal, leash, ledgerfile, listen, logfile, rundir, surroundings
 from zcluster.unix.cpus import available_cpus
+from zcluster.unix.identity import Identity
 from zcluster.unix.ledgerfile import LedgerFile
 from zcluster.unix.listen import Listener
 from zcluster.unix.locks import LAUNCHER_BYTE, LockFile
+from zcluster.unix.pidfile import PidFile
 from zcluster.unix.rundir import RunDir
 from zcluster.unix.state import State, open_state
 
@@ -42,6 +45,7 @@ class Site:
     state: State | None
     listeners: list[Listener]
     ledger: LedgerFile
+    pidfile: PidFile | None
     locks: LockFile
     leash_fd: int
     urls: tuple[str, ...]  # where it listens, in the order of --bind; the listeners may be closed by now
@@ -56,9 +60,21 @@ class Site:
         while self.listeners:
             self.listeners.pop().close()
 
+    def reopen_logs(self) -> None:
+        """After log rotation: have every log there again, under its own name, and every process write to that."""
+        for option in ("log_file", "access_logfile"):
+            try:
+                logfile.settle(getattr(self.config, option), option)
+            except ConfigError as error:
+                log.error("%s", error)
+        self.ledger.ledger.log_openings += 1
+        log.info("SIGUSR1: the logs are opened anew")
+
     def close(self, *, keep_ledger: bool = False) -> None:
         """Give everything back; the files go, but the ledger if it holds what no checkpoint does."""
         self.close_listeners()
+        if self.pidfile is not None:
+            self.pidfile.remove()
         keep_ledger = self._holds_counts() and (keep_ledger or not self._is_saved())
         if keep_ledger:
             log.error("the last checkpoint is not complete; the counters stay in %s for the next start", self.path)
@@ -80,16 +96,19 @@ class Site:
 
 def prepare(config: Config) -> Site:
     """Take what the cluster needs. Raises SpawnError naming what the machine refuses, and what to give instead."""
-    config = msgspec.structs.replace(
-        config,
-        workers=config.workers or available_cpus(),
-        access_logfile=logfile.settle(config.access_logfile),
-    )
+    who = identity.wanted(config)
+    with identity.acting(who):
+        config = msgspec.structs.replace(
+            config,
+            workers=config.workers or available_cpus(),
+            access_logfile=logfile.settle(config.access_logfile),
+            log_file=logfile.settle(config.log_file, "log_file"),
+        )
     _raise_fd_limit()
     base = Path(config.run_dir) if config.run_dir else None
     try:
         with ExitStack() as undo:
-            site = _prepare(config, base, undo)
+            site = _prepare(config, who, base, undo)
             undo.pop_all()
     except OSError as error:  # memory or inodes of the tmpfs, the table of open files
         raise SpawnError(f"cannot set up the run directory in {rundir.root_of(base)}: {error}") from error
@@ -98,26 +117,35 @@ def prepare(config: Config) -> Site:
     return site
 
 
-def _prepare(config: Config, base: Path | None, undo: ExitStack) -> Site:
+def _prepare(config: Config, who: Identity | None, base: Path | None, undo: ExitStack) -> Site:
     if config.certfile:
         from zcluster.unix import certificate  # the ssl module is only for who speaks TLS
 
         certificate.load(config.certfile, config.keyfile)  # the zygotes make theirs: here for the errors
-    run = rundir.claim(base, config.name, rundir.safe_name(config.app))
-    undo.callback(run.lock.close)
-    undo.callback(run.remove)
-    killed = rundir.await_older(run)
-    if killed:
-        log.warning("killed %d processes that an earlier instance of %r had left", killed, run.name)
-    state = open_state(config.state) if config.state else None
-    if state is not None:
-        undo.callback(state.close)
+    with identity.acting(who):
+        if who is not None:
+            identity.require_programs()
+        run = rundir.claim(base, config.name, rundir.safe_name(config.app))
+        undo.callback(run.lock.close)
+        undo.callback(run.remove)
+        killed = rundir.await_older(run)
+        if killed:
+            log.warning("killed %d processes that an earlier instance of %r had left", killed, run.name)
+        state = open_state(config.state) if config.state else None
+        if state is not None:
+            undo.callback(state.close)
     listeners = _listen(config, undo)
+    pidfile = PidFile(config.pidfile) if config.pidfile else None
+    if pidfile is not None:
+        undo.callback(pidfile.remove)
+    if who is not None:
+        config = _hand_over(config, who, run.path, listeners, pidfile)
     locks = LockFile(run.path / "locks")
     undo.callback(locks.close)
     locks.try_lock(LAUNCHER_BYTE)
     ledger = _make_ledger(config, run.path / "ledger", state)
     undo.callback(ledger.close)
+    journal.make(run.path)
     leash.make(run.path / "leash")
     leash_fd = leash.hold(run.path / "leash")
     undo.callback(os.close, leash_fd)
@@ -127,7 +155,42 @@ def _prepare(config: Config, base: Path | None, undo: ExitStack) -> Site:
         # that would remove the only copy of what it held.
         state.adopt(ledger.path, run.path / "locks", ledger.ledger.ledger_id)
     urls = tuple(listener.url for listener in listeners)
-    return Site(config, run, state, listeners, ledger, locks, leash_fd, urls)
+    return Site(config, run, state, listeners, ledger, pidfile, locks, leash_fd, urls)
+
+
+def _hand_over(
+    config: Config, who: Identity, folder: Path, listeners: Sequence[Listener], pidfile: PidFile | None
+) -> Config:
+    """Give up root, and before that what only root can give; returns the options as they are for the user."""
+    keys = {}
+    for field in ("certfile", "keyfile") if config.certfile else ():
+        path = getattr(config, field)
+        if path and not identity.may(who, path, os.R_OK):
+            keys[field] = _copy(Path(path), folder / field, who)
+    if keys:
+        log.info("%s cannot read %s: a reload goes on with it as it is now", who, " and ".join(sorted(keys)))
+    try:
+        for listener in listeners:
+            listener.give_to(who.uid, who.gid)
+            if listener.unlink is not None and not identity.may(who, listener.unlink.parent, os.W_OK | os.X_OK):
+                log.warning("%s cannot remove %s in the end; the next start will", who, listener.unlink)
+        if pidfile is not None:
+            pidfile.give_to(who.uid, who.gid)
+    except OSError as error:
+        raise SpawnError(f"cannot give {error.filename} to {who}: {error.strerror}") from error
+    identity.drop(who, surroundings.given_variables(config))
+    log.info("running as %s from here on", who)
+    return msgspec.structs.replace(config, **keys)
+
+
+def _copy(path: Path, target: Path, who: Identity) -> str:
+    """Copy a key into the run directory: into memory, where the user's processes are going to have it anyway."""
+    text = path.read_bytes()
+    with identity.acting(who):
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(text)
+    return str(target)
 
 
 def _listen(config: Config, undo: ExitStack) -> list[Listener]:
