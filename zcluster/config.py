@@ -28,6 +28,7 @@ _LISTENING: Final = "the sockets stay open from start to end"
 _LEDGER: Final = "the ledger is made once, at the start"
 _PERIODS: Final = "processes of both generations and their judges have to agree on it"
 _SURROUNDINGS: Final = "every process has it from its start"
+_LOG: Final = "it is one log for all processes, and some outlive a reload"
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -329,22 +330,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # stderr, where a supervisor, a container or a shell looks for it; the second spelling is gunicorn's
     log_file: Annotated[
         str,
-        _text(
-            ("--log-file", "--error-logfile"),
-            "Our log goes to this file, '-': to stderr.",
-            "FILE",
-            least=1,
-            fixed="it is one log for all processes, and some outlive a reload",
-        ),
+        _text(("--log-file", "--error-logfile"), "Our log goes to this file, '-': to stderr.", "FILE", "", 1, _LOG),
     ] = "-"
     log_format: Annotated[
         Literal["text", "json"],
-        _choice(
-            "--log-format",
-            "Lines of our log: text, or one JSON object each.",
-            "FORMAT",
-            fixed="it is one log for all processes, and some outlive a reload",
-        ),
+        _choice("--log-format", "Lines of our log: text, or one JSON object each.", "FORMAT", fixed=_LOG),
     ] = "text"
     # gunicorn's: what an app prints is its own, unless it is asked for
     capture_output: Annotated[

@@ -88,3 +88,9 @@ class RequestFailed(BusError):
 
 class TooLarge(BusError, ValueError):
     """A message larger than the bus carries."""
+
+
+def kind_of(exit_code: int) -> type[ClusterError] | None:
+    """Return the error that a process which ended with this code stands for, None when it is no error of a start."""
+    kinds: tuple[type[ClusterError], ...] = (ConfigError, AppError, SpawnError, RestartLimitReached)
+    return next((kind for kind in kinds if kind.exit_code == exit_code), None)

@@ -69,13 +69,13 @@ def forked_main(app: App, owner_fd: int) -> Callable[[int], int]:
     numbers = [int(entry) for entry in os.listdir("/proc/self/fd")]
 
     def begin(control_fd: int) -> int:
-        from zcluster.bodies import launcher
+        from zcluster.forhandle import serve_handle
 
         _leave_the_program(numbers)
         handle = Channel.of_fd(control_fd)
         boot = handle.first_message()
         assert isinstance(boot, Boot), "the handle's first message is a Boot"
-        return launcher.serve_handle(boot, handle, owner_fd, _contained(zygote_begin))
+        return serve_handle(boot, handle, owner_fd, _contained(zygote_begin))
 
     def zygote_begin(control_fd: int) -> int:
         from zcluster.bodies import worker, zygote

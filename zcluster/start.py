@@ -18,5 +18,9 @@ def main() -> None:
         from zcluster.bodies import worker, zygote
 
         sys.exit(zygote.main(fds[0], worker.main, resumed))
+    if role == "launcher":
+        from zcluster import forhandle
+
+        sys.exit(forhandle.main(*fds))
     body = importlib.import_module(f"zcluster.bodies.{role}")
     sys.exit(body.main(*fds))

@@ -17,6 +17,7 @@ DOORS = {
     *("cli", "cluster", "counter", "messaging", "testing"),
     *("__main__", "start", "whoami", "tables", "follower", "roster", "callbacks", "owned", "launched", "compat"),
     *("handle", "news", "orders", "parameters", "preview", "stacks", "logview", "unit", "operating", "watching"),
+    "forhandle",
 }
 # What a pure module may import of the standard library: nothing that knows the time, a process, a file or chance.
 PURE = {

@@ -16,13 +16,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
 from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.kept import Kept
 from zcluster.core.masterwatch import CHECK_S, MasterWatch
-from zcluster.errors import AppError, BusError, ClusterError, ConfigError, RestartLimitReached, SpawnError
+from zcluster.errors import BusError, ConfigError, SpawnError, kind_of
 from zcluster.resolution import Sources
 from zcluster.unix import logs, process, surroundings
 from zcluster.unix.brood import Brood
@@ -80,28 +78,6 @@ def run(
     return launcher.run()
 
 
-def main(control_fd: int, owner_fd: int) -> int:
-    """A launcher of its own process, started by a handle: its first message is a Boot with the configuration."""
-    channel = Channel.of_fd(control_fd)
-    boot = channel.first_message()
-    if not isinstance(boot, m.Boot):
-        raise BusError(f"the first message to a launcher was {type(boot).__name__}, not Boot")
-    return serve_handle(boot, channel, owner_fd)
-
-
-def serve_handle(boot: m.Boot, handle: Channel, owner_fd: int, zygote_main: ZygoteMain | None = None) -> int:
-    """`run` for the process at the other end of `handle`; errors are told to it, not printed."""
-    os.set_inheritable(owner_fd, False)
-    config = msgspec.msgpack.decode(boot.config, type=Config)
-    try:
-        return run(config, announce=False, owner_fd=owner_fd, handle=handle, zygote_main=zygote_main, size=boot.size)
-    except ClusterError as error:
-        handle.send(m.Failed(error.exit_code, str(error)))
-        return error.exit_code
-    finally:
-        handle.close()
-
-
 @dataclass
 class Launcher:
     """The loop; everything it knows is here."""
@@ -136,7 +112,7 @@ class Launcher:
         process.become_subreaper()
         self.signals.unblock()
         if self.handle is not None:
-            self.handle.send(self._boot())
+            self.handle.send(self.site.boot())
         for number in self.signals.take():  # kept pending while we prepared
             self._on_signal(number, time.monotonic())
         try:
@@ -145,7 +121,9 @@ class Launcher:
         finally:
             self._end_the_rest()
             self.signals.ignore()
-        return self._result(self.final)
+        if self.failure and (kind := kind_of(self.final)) is not None:
+            raise kind(self.failure)
+        return self.final
 
     # ---- one turn --------------------------------------------------------------------------------------------------
     def _turn(self, now: float) -> None:
@@ -296,7 +274,7 @@ class Launcher:
             case m.Commit(generation=generation):
                 self.kept.take(message)
                 workers, self.site.config = self.site.config.workers, self.configurations.commit(generation)
-                self._tell(m.Settings(generation, self._boot().config))
+                self._tell(m.Settings(generation, self.site.boot().config))
                 if workers != self.site.config.workers:
                     self._tell(self.kept.scale_to(self.site.config.workers))
             case m.EndZygote(generation=generation):
@@ -322,22 +300,10 @@ class Launcher:
                 log.error("the master sent %s, which is not for a launcher", type(message).__name__)
 
     # ---- starting --------------------------------------------------------------------------------------------------
-    def _boot(self, generation: int = 0, kind: str = "", config: Config | None = None) -> m.Boot:
-        return m.Boot(
-            config=msgspec.Raw(msgspec.msgpack.encode(config or self.site.config)),
-            run_dir=str(self.site.path),
-            urls=self.site.urls,
-            launcher_pid=os.getpid(),
-            launcher_start=process.start_time(os.getpid()),
-            generation=generation,
-            listener_fds=tuple(listener.sock.fileno() for listener in self.site.listeners),
-            kind=kind,
-        )
-
     def _start_master(self, now: float) -> None:
         try:
             kind = "" if self.zygote_main is None else m.IN_MEMORY
-            self.master = exec_child("master", self.site.rundir.name, self._boot(kind=kind), (), now)
+            self.master = exec_child("master", self.site.rundir.name, self.site.boot(kind=kind), (), now)
         except SpawnError as error:
             log.error("%s; trying again in %.1f s", error, self.watch.failed(now))
             return
@@ -358,7 +324,7 @@ class Launcher:
         if zygote := self.brood.zygotes.get(generation):  # asked for by a master that died before it was told
             return self._tell_zygote(generation, zygote)
         try:
-            boot = self._boot(generation, config=self.configurations.of(generation))
+            boot = self.site.boot(generation, config=self.configurations.of(generation))
             self._tell(m.Settings(generation, boot.config))
             if self.zygote_main is None:
                 zygote = exec_child("zygote", self.site.rundir.name, boot, boot.listener_fds, now)
@@ -372,7 +338,7 @@ class Launcher:
     def _start_service(self, kind: str, now: float) -> None:
         if kind not in self.brood.services:
             try:
-                boot = self._boot(kind=kind)
+                boot = self.site.boot(kind=kind)
                 role = kind if kind in ("watcher", "hooks") else "service"
                 self.brood.services[kind] = exec_child(role, self.site.rundir.name, boot, (), now)
             except SpawnError as error:
@@ -421,10 +387,3 @@ class Launcher:
             log.error("some processes cannot be killed (in uninterruptible sleep?)")
         self.site.close(keep_ledger=kept)
         self.notify.close()
-
-    def _result(self, code: int) -> int:
-        """The exit code, or the error that stands for it."""
-        for kind in (ConfigError, AppError, SpawnError, RestartLimitReached):
-            if code == kind.exit_code and self.failure:
-                raise kind(self.failure)
-        return code

@@ -28,9 +28,8 @@ from zcluster.core import messages as m
 from zcluster.core.fleet_events import BOOT_FAILED_CODE, LANE_TAKEN_CODE
 from zcluster.core.joining import Joined
 from zcluster.core.mail import MEMBERS, TOPICS, Mail, worker_name
-from zcluster.core.slow import SLOW_AFTER_S, SLOW_MAX, slow_requests
 from zcluster.errors import ClusterError
-from zcluster.http import AccessLog, Engine, Limits, Overdue, Probe, behind_proxies
+from zcluster.http import AccessLog, Beats, Engine, Limits, Overdue, Probe, behind_proxies
 from zcluster.http.engine import TICK_S
 from zcluster.unix import capture, leash, logs, process, strays
 from zcluster.unix.birth import Birth
@@ -152,9 +151,8 @@ class Worker:
         self.health = self._health_check(app, limits) if config.health_path else None
         self.main_thread = threading.get_ident()
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        # Opened once: a heartbeat must not fail because clients, or the app, have taken all descriptors.
-        self.statm_fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        current.fds.append(self.statm_fd)
+        self.beats = Beats(self.engine, self.overdue)
+        current.fds.append(self.beats.fd)
         # No daemon: threads that the app starts in a request inherit that, and would be cut off at the exit.
         self.thread = threading.Thread(target=self._serve, name="zcluster-http")
         self.serving = self.draining = self.finished = False
@@ -362,28 +360,9 @@ class Worker:
         if now >= self.beat_due:
             self.beat_due = now + self.config.heartbeat_s
             if self.link.joined:
-                self.link.send(self._beat(now))
+                self.link.send(self.beats.take(now, serving=self.serving, state=self.lane.state))
         if now >= self.teller.due:
             self.teller.flush(self.link, now)
-
-    def _beat(self, now: float) -> m.Beat:
-        stats = self.engine.stats
-        oldest = stats.oldest_started
-        pages = int(os.pread(self.statm_fd, 256, 0).split()[1])
-        return m.Beat(
-            requests=stats.requests,
-            inflight=stats.inflight,
-            connections=stats.connections,
-            threads=threading.active_count(),
-            rss_bytes=pages * PAGE_BYTES,
-            oldest_request_s=max(0.0, now - oldest) if oldest else 0.0,
-            loop_lag_s=max(0.0, now - stats.loop_tick) if self.serving and not stats.inflight else 0.0,
-            slow=slow_requests(stats.slow(now, SLOW_AFTER_S, SLOW_MAX)),
-            refused=dict(stats.refused),
-            stuck=self.overdue.stuck,
-            given_up=self.overdue.given_up,
-            state=self.lane.state,
-        )
 
     def _finish_mail(self) -> None:
         """What was received is handled, the app's last functions run, and what was sent is received.

@@ -1,6 +1,4 @@
-"""Every message of zcluster, on one screen: what the bus carries and what the launcher's sockets carry.
-
-(What users say to each other stands in `core/mail`.)
+"""Every message of ours: what the bus and the launcher's sockets carry. (What users say stands in `core/mail`.)
 
 Invariant: a message says *what is*, never *what changed* (totals, heads, tables), so that loss, repetition and
 reordering are harmless. Times are seconds, `start` is a process's start time in clock ticks since boot (field 22 of

@@ -3,10 +3,11 @@
 `Engine` is the door; `Limits` are its bounds, `Stats` what it is doing. The parts, lower ones first: `limits`,
 `stats`, `outbox`, `head` (request head -> environ), `body` (request body -> wsgi.input), `connection` (one client),
 `exchange` (one request through the application), `engine` (the loop), `overdue` (what does not come back from there),
-`probe` (the health check before it).
+`probe` (the health check before it), `beats` (what a heartbeat says).
 """
 
 from .access import AccessLog
+from .beats import Beats
 from .engine import Engine
 from .limits import Limits
 from .overdue import Overdue
@@ -14,4 +15,4 @@ from .probe import Probe
 from .proxies import behind_proxies
 from .stats import Stats
 
-__all__ = ["AccessLog", "Engine", "Limits", "Overdue", "Probe", "Stats", "behind_proxies"]
+__all__ = ["AccessLog", "Beats", "Engine", "Limits", "Overdue", "Probe", "Stats", "behind_proxies"]

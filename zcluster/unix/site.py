@@ -18,8 +18,9 @@ from pathlib import Path
 import msgspec
 
 from zcluster.config import Config
+from zcluster.core.messages import Boot
 from zcluster.errors import ConfigError, SpawnError
-from zcluster.unix import identity, journal, leash, ledgerfile, listen, logfile, rundir, surroundings
+from zcluster.unix import identity, journal, leash, ledgerfile, listen, logfile, process, rundir, surroundings
 from zcluster.unix.cpus import available_cpus
 from zcluster.unix.identity import Identity
 from zcluster.unix.ledgerfile import LedgerFile
@@ -54,6 +55,19 @@ class Site:
     def path(self) -> Path:
         """The instance directory."""
         return self.rundir.path
+
+    def boot(self, generation: int = 0, kind: str = "", config: Config | None = None) -> Boot:
+        """What a process of the cluster has to know; `config` is that of its generation if it is not ours."""
+        return Boot(
+            config=msgspec.Raw(msgspec.msgpack.encode(config or self.config)),
+            run_dir=str(self.path),
+            urls=self.urls,
+            launcher_pid=os.getpid(),
+            launcher_start=process.start_time(os.getpid()),
+            generation=generation,
+            listener_fds=tuple(listener.sock.fileno() for listener in self.listeners),
+            kind=kind,
+        )
 
     def close_listeners(self) -> None:
         """Leave the addresses to the workers that still serve on them; a second call does nothing."""
