@@ -103,6 +103,7 @@ class Beat(Struct, frozen=True, array_like=True, tag="beat"):
     refused: dict[str, int] = {}  # requests that the app never saw, by reason, since this worker started
     stuck: int = 0  # requests that have been in the app for longer than --timeout; see core/stuck
     given_up: int = 0  # of these, for longer than the grace as well
+    state: str = ""  # as in its lane: a Ready, Leaving or Drain that was lost shows in it
 
 
 class Leaving(Struct, frozen=True, array_like=True, tag="leaving"):
