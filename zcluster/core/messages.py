@@ -295,10 +295,7 @@ class Settings(Struct, frozen=True, array_like=True, tag="settings"):
 
 
 class Reload(Struct, frozen=True, array_like=True, tag="reload"):
-    """Master -> launcher: keep; launcher -> every new master, before Proceed: a reload that has not ended.
-
-    Launcher -> master, at any time: one that the operator wants (HUP).
-    """
+    """Master -> launcher -> every new master, before Proceed: a reload that has not ended. Launcher -> master: HUP."""
 
     tokens: tuple[str, ...]  # of those who asked; empty: it has ended
 
