@@ -295,7 +295,7 @@ class Settings(Struct, frozen=True, array_like=True, tag="settings"):
 
 
 class Reload(Struct, frozen=True, array_like=True, tag="reload"):
-    """Master -> launcher -> every new master, before Proceed: a reload that has not ended. Launcher -> master: HUP."""
+    """Master -> launcher -> every new master, before Proceed: reloads not ended. Launcher -> master: HUP."""
 
     tokens: tuple[str, ...]  # of those who asked; empty: it has ended
 
