@@ -268,9 +268,7 @@ class Size(Struct, frozen=True, array_like=True, tag="size"):
 
     slots: tuple[int, ...]
     env: dict[int, dict[str, str]] = {}  # by slot: what its workers have in their environment besides
-    answered: tuple[
-        tuple[int, int, int, Raw], ...
-    ] = ()  # the last who asked for it (core/questions), and the answers
+    answered: tuple[tuple[int, int, int, Raw], ...] = ()  # the last who asked (core/questions), and the answers
 
 
 class ScaleBy(Struct, frozen=True, array_like=True, tag="scale-by"):
