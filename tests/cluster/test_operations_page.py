@@ -16,7 +16,8 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# (\w+\.\w+)\n")
 # What is another number each time: times, process ids, and the port, which is 0 in a test.
 DIFFERS = (
-    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", "TIME"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[.,]\d{3}", "TIME"),
+    (r"\bWorker \d+ ", "Worker PID "),
     (r"127\.0\.0\.1:\d+", "ADDRESS"),
     (r"\b(pid=|pid |launcher |master |zygote )\d+", r"\1PID"),
     (r"looked in \S+\)", "looked in DIRECTORY)"),
