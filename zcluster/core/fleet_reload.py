@@ -29,7 +29,7 @@ from zcluster.core.fleet_deaths import status_text
 from zcluster.core.fleet_roster import PER_SLOT_MAX
 from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.fleet_size import Sizes
-from zcluster.core.fleet_worker import ASKED, HOLDS_SLOT, HUNG, READY, STARTING, Worker
+from zcluster.core.fleet_worker import ASKED, HOLDS_SLOT, HUNG, READY, STARTING, IllegalTrigger, Worker
 from zcluster.core.fleet_zygote import ABSENT, Zygote
 from zcluster.core.fleet_zygote import ASKED as ZYGOTE_ASKED
 from zcluster.core.fleet_zygote import READY as ZYGOTE_READY
@@ -106,6 +106,18 @@ class Reloads(Sizes):
         """Give up those that did not do in time what they had to."""
         for zygote in self.zygotes():
             self.out += zygote.expire(now)
+
+    def recall_decision(self, event: f.Sized | f.Committed | f.Unfinished) -> None:
+        """What the launcher has kept of the master before."""
+        if self.started:
+            raise IllegalTrigger(f"{type(event).__name__} comes before Started")
+        match event:
+            case f.Sized(slots, env):
+                self.sized(slots, env)
+            case f.Committed(generation):
+                self.zygote.generation = generation
+            case f.Unfinished(tokens) if self.stopping is None:
+                self.queued = {token: [] for token in tokens}
 
     # ---- reloads ---------------------------------------------------------------------------------------------------
     def ask_reload(self, asker: f.Asker | None, token: str) -> None:
