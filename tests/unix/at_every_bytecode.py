@@ -67,6 +67,7 @@ def at_every_bytecode(body, judge, limit=6000):
         code = reap(start(child))
         judge(code)
         if code == 0:
+            print(f"killed at {after // STEP} boundaries, of {after}", flush=True)
             return after
         assert code == -signal.SIGKILL
     raise AssertionError(f"still not through after {limit} bytecodes")
