@@ -196,7 +196,7 @@ class Fleet(Judges):
                     self.ask_reload(asker, token)
                 case f.Restart():
                     self.restart(question, now)
-                case f.Signal():
+                case _:
                     self.signal(question)
 
     # ---- the master's start ----------------------------------------------------------------------------------------

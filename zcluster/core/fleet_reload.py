@@ -64,8 +64,8 @@ class Reloads(Sizes):
         zygote = self.zygote_of(generation)
         if zygote is None or not zygote.move("failed", generation, now):
             return
-        if zygote is not self.zygote:
-            self._condemn_candidate(text)
+        if self.reloading is not None and zygote is self.reloading.zygote:
+            self.reloading.failure = text
             return
         if not self.ever_ready:
             self.fail(AppError.exit_code, text, now)
@@ -84,8 +84,8 @@ class Reloads(Sizes):
         if not zygote.move("died", generation, now):
             return
         self._lose_asked(generation, now)
-        if zygote is not self.zygote:
-            self._condemn_candidate(event.why or f"the process that imports the application ended: {status}")
+        if self.reloading is not None and zygote is self.reloading.zygote:
+            self.reloading.failure = event.why or f"the process that imports the application ended: {status}"
             return
         if self.stopping is not None:
             return
@@ -158,11 +158,6 @@ class Reloads(Sizes):
     def _keep_reload(self) -> None:
         current = self.reloading.askers if self.reloading is not None else {}
         self.out.append(f.KeepReload((*current, *self.queued)))
-
-    def _condemn_candidate(self, why: str) -> None:
-        reloading = self.reloading
-        if reloading is not None and not reloading.failure:
-            reloading.failure = why
 
     def turn_back_if_due(self, now: float) -> None:
         """Something spoke against the candidate; before the slots are looked at."""
