@@ -300,3 +300,12 @@ def test_who_is_there_and_what_is_published_are_delivered():
     published = Publication(1, 7, "worker:1", 1, "t", b"x")
     assert machine.pub(published, 1.0) == [Deliver(published)]
     assert texts(machine.ctl(welcome(heads={EVENTS: 1}, recent=[Event(1, 1, "fork")]), 1.0)) == []
+
+
+def test_what_comes_without_a_link_is_not_kept():
+    """It will be in the snapshot of the next Welcome."""
+    machine = Joining()
+    assert machine.pub(Totals(1, 1, {"a": 1}), 0.0) == []
+    machine.opened(LINK, 1.0)
+    machine.pub(Probe(LINK), 1.0)
+    assert [type(action) for action in machine.ctl(welcome(), 1.0)] == [Watch, Joined]
