@@ -20,6 +20,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 import conformance
+import nemesis_faults
 
 from zcluster import accessformat, config
 from zcluster.cli import all_commands
@@ -236,6 +237,16 @@ def states_part() -> str:
     return "\n".join(lines) + "\n" + table(["State", "May be told again without effect on it"], same)
 
 
+def faults_part() -> str:
+    """What the nemesis does, and what clients may notice of it."""
+    rows = []
+    for fault in nemesis_faults.FAULTS.values():
+        failing = "those under way in a worker that is killed" if fault.costs else "none"
+        counted = "the end of the fault" if fault.lasts else "its beginning"
+        rows.append([fault.name, fault.seen, failing, counted])
+    return table(["Fault", "What is done, and what is seen", "Requests that may fail", "Time counts from"], rows)
+
+
 def bus(heading: str) -> bool:
     """Whether a section of core/messages.py is about ZeroMQ."""
     return heading.startswith(("ctl", "pub", "evt"))
@@ -253,6 +264,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "mail": lambda: messages_part(lambda _heading: True, mail, "ctl and pub: what users say to each other"),
     "control": lambda: messages_part(lambda heading: not bus(heading) and not heading.startswith("common")),
     "states": states_part,
+    "faults": faults_part,
     **conformance.PARTS,
 }
 

@@ -134,9 +134,11 @@ def test_commands_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_options_exist(page):
-    """Every long option that a page names is one of our command line's."""
+    """Every long option that a page names is one of our command line's, or of a script's."""
     parameters = [parameter for command in all_commands().values() for parameter in command.params]
     known = {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)}
+    for script in (ROOT / "scripts").glob("*.py"):
+        known.update(re.findall(r'add_argument\("(--[a-z-]+)"', script.read_text(encoding="utf-8")))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", page.read_text(encoding="utf-8")))
     assert named <= known, f"{page.name} names {sorted(named - known)}"
 

@@ -27,6 +27,7 @@ import msgspec
 from zcluster import current
 from zcluster.config import Config
 from zcluster.core import messages as m
+from zcluster.core.births import Births
 from zcluster.core.codec import decode_control, encode_control
 from zcluster.errors import AppError, BusError, ConfigError, SpawnError
 from zcluster.unix import failure, leash, logs, process, surroundings
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
 log = logging.getLogger("zcluster.zygote")
-
-REMEMBERED = 10_000  # forks kept for a new master; the dead among them are dropped first
 
 App = Callable[..., Any]
 
@@ -102,7 +101,7 @@ class Zygote:
     in_memory: bool  # the app is this process's own: there is nothing to import, and nobody to be executed instead
     imported: bool = False
     tls: "SSLContext | None" = None  # made before the first fork: a session resumes with any of its workers
-    forks: list[m.WorkerInfo] = field(default_factory=list)
+    births: Births = field(default_factory=Births)
     grown: list[str] = field(default_factory=list)  # what makes forking from here unsafe by now
 
     def import_app(self) -> bool:
@@ -167,10 +166,9 @@ class Zygote:
                 match message:
                     case m.Fork(worker=worker, env=env):
                         if self._fork(worker, env):
-                            return self.forks[-1]
+                            return self.births.newest
                     case m.Sync(epoch=epoch):
-                        self.forks = [f for f in self.forks if process.is_alive(f.pid, f.start)]
-                        self.channel.send(m.Synced(epoch, self.imported, tuple(self.forks)))
+                        self.channel.send(m.Synced(epoch, self.imported, self.births.living(_is_alive)))
                     case _:
                         log.error("a zygote was sent %s", type(message).__name__)
             if self.grown:  # every Fork of this turn has been answered
@@ -181,7 +179,7 @@ class Zygote:
     def _fork(self, worker: m.WorkerInfo, env: dict[str, str]) -> bool:
         """Fork one worker, with `env` in its environment besides; True in the worker."""
         threads = process.thread_count()
-        if threads > 1 and self.in_memory and not self.forks:
+        if threads > 1 and self.in_memory and not self.births:
             log.warning("the app's process has %d threads in the zygote; they are not in the workers", threads)
         if threads > 1 and self.config.preload == "auto" and self.app is not None and not self.in_memory:
             self.grown = hazards(self._known_fds()) or ["a thread"]
@@ -198,17 +196,19 @@ class Zygote:
             return False
         if birth is None:
             born = msgspec.structs.replace(worker, pid=os.getpid(), start=process.start_time(os.getpid()))
-            self.forks.append(born)
+            self.births.add(born, _is_alive)
             # As bytes: whatever the locale of this process can or cannot encode, a worker does not die of a name.
             os.environb.update({name.encode(): value.encode() for name, value in env.items()})
             return True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, process.LET_IN)
         born = msgspec.structs.replace(worker, pid=birth[0], start=birth[1])
-        if len(self.forks) >= REMEMBERED:
-            self.forks = [f for f in self.forks if process.is_alive(f.pid, f.start)]
-        self.forks.append(born)
+        self.births.add(born, _is_alive)
         self.channel.send(m.Forked(born))
         return False
+
+
+def _is_alive(worker: m.WorkerInfo) -> bool:
+    return process.is_alive(worker.pid, worker.start)
 
 
 def _left_boot(fd: int) -> m.Control:
