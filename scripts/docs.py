@@ -23,7 +23,7 @@ import conformance
 import nemesis_faults
 
 from zcluster import accessformat, config
-from zcluster.cli import cli
+from zcluster.cli import all_commands
 from zcluster.core import fleet_worker, mail, messages
 from zcluster.http import limits
 
@@ -117,14 +117,14 @@ def options_part() -> str:
 def commands_part() -> str:
     """The commands beside `run`."""
     rows = []
-    for name, command in cli.commands.items():
+    for name, command in all_commands().items():
         if name == "run":
             continue
         words = [f"zcluster {name}"]
         parameters = command.params
         if "app" in (parameter.name for parameter in parameters):  # it takes what `run` does
             words.append("[APP] [options of run]")
-            known = {parameter.name for parameter in cli.commands["run"].params}
+            known = {parameter.name for parameter in all_commands()["run"].params}
             parameters = [parameter for parameter in parameters if parameter.name not in known]
         for parameter in parameters:
             value = f" {parameter.metavar}" if parameter.metavar else ""

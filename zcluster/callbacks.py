@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
-
 log = logging.getLogger("zcluster.handle")
 
 # A callback that hangs while every worker of a large cluster dies and comes back some forty times.
@@ -39,7 +37,7 @@ class Letter:
             decode, self._decode = self._decode, None
             try:
                 self._payload = decode()
-            except (msgspec.DecodeError, RecursionError, MemoryError) as error:
+            except (ValueError, RecursionError, MemoryError) as error:
                 self._error = error
         if self._error is not None:
             raise self._error
@@ -49,7 +47,7 @@ class Letter:
         """Nobody will read it: let the mailbox have its room back."""
         try:
             self.read()
-        except (msgspec.DecodeError, RecursionError, MemoryError) as error:
+        except (ValueError, RecursionError, MemoryError) as error:
             log.warning("a message that nobody read could not be decoded either: %s", error)
 
 

@@ -9,23 +9,17 @@ The options of `run` are made from `Config`, in `parameters`: none is declared h
 import re
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from zcluster.errors import BusError, ClusterError, ReloadFailed, SpawnError
-from zcluster.follower import Refusal
-from zcluster.logview import logs_command
-from zcluster.operating import kill_command, restart_command, send_command
+from zcluster.errors import BusError, ClusterError, Refusal, ReloadFailed, SpawnError
 from zcluster.parameters import ANSWER_TIMEOUT_S, SETTINGS, import_from, run_parameters, sources_of
 from zcluster.parameters import which as _which
-from zcluster.preview import check_command, config_command
 from zcluster.resolution import resolve
-from zcluster.stacks import dump_command
-from zcluster.unit import systemd_command
 from zcluster.unix.logs import complain
-from zcluster.watching import counters_command, events_command, ps_command
 
 NOT_DONE: Final = ReloadFailed.exit_code  # the cluster runs, and has not done what it was told
 
@@ -55,7 +49,36 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
-@click.group(invoke_without_command=True, context_settings=SETTINGS)
+# Where each command is that stands in a file of its own, as NAME_command.
+_ELSEWHERE: Final = {
+    **dict.fromkeys(("config", "check"), "preview"),
+    **dict.fromkeys(("ps", "counters", "events"), "watching"),
+    **dict.fromkeys(("restart", "kill", "send"), "operating"),
+    **{"dump": "stacks", "logs": "logview", "systemd": "unit"},
+}
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are asked for: a launcher lives for months, and needs `run` only."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = getattr(import_module(f"zcluster.{_ELSEWHERE[cmd_name]}"), f"{cmd_name}_command")
+        return found
+
+
+def all_commands() -> dict[str, click.Command]:
+    """Return every command by its name."""
+    context = click.Context(cli)
+    found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
+@click.group(cls=_Commands, invoke_without_command=True, context_settings=SETTINGS)
 @click.version_option(package_name="zcluster", prog_name="zcluster")
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -83,17 +106,9 @@ def _run(**given: Any) -> int:
 cli.add_command(
     click.Command("run", callback=_run, params=run_parameters(), help=_run.__doc__, context_settings=SETTINGS)
 )
-cli.add_command(config_command)
-cli.add_command(check_command)
-cli.add_command(dump_command)
-cli.add_command(logs_command)
-cli.add_command(systemd_command)
 
 
 # ---- commands to a running cluster ---------------------------------------------------------------------------------
-cli.add_command(ps_command)
-cli.add_command(counters_command)
-cli.add_command(events_command)
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
@@ -145,8 +160,3 @@ def stop(name: str, run_dir: str, quick: bool, wait: bool) -> int:
     with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
         cluster.request_stop(quick=quick)
         return cluster.wait() if wait else 0
-
-
-cli.add_command(restart_command)
-cli.add_command(kill_command)
-cli.add_command(send_command)

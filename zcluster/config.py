@@ -8,7 +8,6 @@ exist in one place only. Times are seconds; their lower limits are low enough fo
 tenth of its usual periods or less.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
@@ -22,7 +21,7 @@ from zcluster.describing import seconds as _seconds
 from zcluster.describing import switch as _switch
 from zcluster.describing import text as _text
 from zcluster.errors import ConfigError
-from zcluster.option import Option, misfit, nearest
+from zcluster.option import Option, field_of, misfit, nearest
 
 _LISTENING: Final = "the sockets stay open from start to end"
 _LEDGER: Final = "the ledger is made once, at the start"
@@ -390,11 +389,10 @@ def make_config(**values: Any) -> Config:
         raise ConfigError(f"unknown option {unknown[0]!r}{hint}")
     try:
         config = msgspec.convert(values, Config)
-    except msgspec.ValidationError as error:
-        text, _, path = str(error).partition(" - at `$.")
-        if not path:
-            raise ConfigError(f"{text}; give at least the application (app)", "app") from None
-        field = re.split(r"[\[`]", path, maxsplit=1)[0]
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        field = field_of(error, values)
+        if not field:
+            raise ConfigError(f"{error}; give at least the application (app)", "app") from None
         raise misfit(next(option for option in options() if option.field == field), values[field]) from None
     check(config)
     return config

@@ -12,6 +12,7 @@ ClusterError             base; also raised for misuse of the API by the caller
    |- PeerGone           whom a message was for is not there (any more)
    |- NoReply            no reply came in time; also a TimeoutError
    |- RequestFailed      the function that should have replied raised
+   |- Refusal            the master did not do what it was asked
    |- TooLarge           a message larger than the bus carries; also a ValueError
    `- QueueFull          (core.outbox) more is waiting to be sent than may
 ```
@@ -84,6 +85,14 @@ class NoReply(BusError, TimeoutError):
 
 class RequestFailed(BusError):
     """The function that should have replied raised; the text is its exception's."""
+
+
+class Refusal(BusError):
+    """The master answered with an error; `reason` is its text."""
+
+    def __init__(self, verb: str, reason: str) -> None:
+        super().__init__(f"the master refused {verb!r}: {reason}")
+        self.reason = reason
 
 
 class TooLarge(BusError, ValueError):

@@ -19,7 +19,7 @@ from msgspec import Raw, msgpack
 from zcluster.bus.link import Link
 from zcluster.core.mail import MEMBERS, TOPICS
 from zcluster.core.messages import EVENTS, TOTALS, Answer, Ask, Hello, Leaving
-from zcluster.errors import BusError
+from zcluster.errors import BusError, Refusal
 
 if TYPE_CHECKING:
     from zcluster.bus.mailbox import Mailbox
@@ -33,14 +33,6 @@ LAST_WORDS_S: Final = 0.05  # after the launcher has ended: what the master publ
 _numbers = itertools.count(1)  # of questions: a master tells repetitions by (pid, number), so one count per process
 
 Then = Callable[["Raw | BusError"], None]
-
-
-class Refusal(BusError):
-    """The master answered with an error; `reason` is its text."""
-
-    def __init__(self, verb: str, reason: str) -> None:
-        super().__init__(f"the master refused {verb!r}: {reason}")
-        self.reason = reason
 
 
 class _Question:

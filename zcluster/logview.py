@@ -15,7 +15,7 @@ import click
 
 from zcluster.errors import SpawnError
 from zcluster.launched import Launched
-from zcluster.parameters import SETTINGS
+from zcluster.parameters import SETTINGS, which
 from zcluster.unix.journal import Reader, told_by
 
 FOLLOW_S: Final = 0.1  # how late a line may be seen; a look costs two system calls
@@ -24,6 +24,7 @@ INTERRUPTED: Final = 130
 
 
 @click.command("logs", context_settings=SETTINGS)
+@which
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until the cluster has ended.")
 @click.option(
     "--lines",
@@ -33,8 +34,6 @@ INTERRUPTED: Final = 130
     help=f"The last N lines; default: all that are kept, {TAIL_LINES} with -f.",
 )
 @click.option("--worker", type=click.IntRange(0), metavar="SLOT", help="Only what the workers of this slot say.")
-@click.option("--name", default="", metavar="NAME", help="Which cluster; default: the only one.")
-@click.option("--run-dir", default="", metavar="DIR", envvar="ZCLUSTER_RUN_DIR", help="As given to run.")
 def logs_command(name: str, run_dir: str, follow: bool, lines: int | None, worker: int | None) -> int:
     """Show the log of a running cluster, wherever else it goes (--log-file). The last 4 MiB are kept."""
     cluster = Launched.find(name, Path(run_dir) if run_dir else None)
@@ -57,12 +56,13 @@ def logs_command(name: str, run_dir: str, follow: bool, lines: int | None, worke
 
 
 def _following(cluster: Launched, reader: Reader) -> Iterator[Iterable[str]]:
-    """What comes, until the launcher has ended: it is the last to say something."""
+    """What comes, until the launcher has ended (it is the last to say something), or nobody reads us any more."""
     poller = select.poll()
     poller.register(cluster.fd, select.POLLIN)
-    has_ended = False
-    while not has_ended:
-        has_ended = bool(poller.poll(FOLLOW_S * 1000))
+    poller.register(sys.stdout.fileno(), 0)  # errors only: the reader of a pipe is gone
+    is_over = False
+    while not is_over:
+        is_over = bool(poller.poll(FOLLOW_S * 1000))
         yield reader.lines()
 
 

@@ -5,7 +5,8 @@ environment. Only Python has names of its own, `keep_alive_s`, because a program
 """
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -54,6 +55,14 @@ class Option(msgspec.Struct, frozen=True):
             return "a string of 1 to 4096 characters" if self.least else "a string of at most 4096 characters"
         kind = "a whole number" if self.type is int else "a number"
         return f"{kind} from {self.least} to {self.most}"
+
+
+def field_of(error: msgspec.ValidationError | UnicodeEncodeError, values: Mapping[str, Any]) -> str:
+    """Return the field whose value msgspec has refused, or ""."""
+    if isinstance(error, UnicodeEncodeError):  # of a choice; any other text is let through, and refused by `check`
+        return next((field for field, value in values.items() if value == error.object), "")
+    path = str(error).partition(" - at `$.")[2]
+    return re.split(r"[\[`]", path, maxsplit=1)[0]
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

@@ -15,8 +15,8 @@ import msgspec
 from zcluster.callbacks import Callback
 from zcluster.core.mail import worker_name
 from zcluster.core.messages import Snapshot
-from zcluster.errors import BusError, ClusterError, ReloadFailed
-from zcluster.follower import Follower, Refusal
+from zcluster.errors import BusError, ClusterError, Refusal, ReloadFailed
+from zcluster.follower import Follower
 from zcluster.news import News
 from zcluster.roster import STAGES, Worker
 

@@ -11,7 +11,7 @@ import click
 
 from zcluster.errors import ClusterError, ReloadFailed
 from zcluster.launched import Launched
-from zcluster.parameters import SETTINGS
+from zcluster.parameters import SETTINGS, which
 from zcluster.unix.dumps import LOOK_AGAIN_S, Dump, Dumps, Target, targets
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import LockFile
@@ -19,7 +19,10 @@ from zcluster.unix.locks import LockFile
 NOT_DONE = ReloadFailed.exit_code  # as cli's: the cluster runs, and what was asked for could not be had
 
 
-def _dump(name: str, run_dir: str, slot: int | None) -> int:
+@click.command("dump", context_settings=SETTINGS)
+@which
+@click.argument("slot", required=False, type=click.IntRange(min=0), metavar="[SLOT]")
+def dump_command(name: str, run_dir: str, slot: int | None) -> int:
     """Show the stacks of all threads of the worker in SLOT, or of every worker and zygote.
 
     It works for workers that hang, in C code, too. One that is stopped is not continued for it. The result is 1 when
@@ -62,16 +65,3 @@ def _dumped(asked: list[Target]) -> list[Dump]:
         if dumps:
             select.select([], [], [], LOOK_AGAIN_S)
     return complete
-
-
-dump_command = click.Command(
-    "dump",
-    callback=_dump,
-    help=_dump.__doc__,
-    context_settings=SETTINGS,
-    params=[
-        click.Option(["--name"], default="", metavar="NAME", help="Which cluster; default: the only one."),
-        click.Option(["--run-dir"], default="", metavar="DIR", envvar="ZCLUSTER_RUN_DIR", help="As given to run."),
-        click.Argument(["slot"], required=False, type=click.IntRange(min=0), metavar="[SLOT]"),
-    ],
-)

@@ -289,6 +289,45 @@ def test_another_user_is_not_admitted(run_dir):
         assert process.returncode == 0
 
 
+def test_another_user_meets_two_locked_doors(run_dir):
+    """A foreign user cannot enter the run directory; nor, with that opened, connect to any of its sockets."""
+    if os.getuid() != 0:
+        assert run_dir.stat().st_mode & 0o077 == 0
+        return  # nobody but root can try it as somebody else
+    child = textwrap.dedent("""
+        import os, socket, sys
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        for line in sys.stdin:
+            for name in ("ctl", "pub", "evt"):
+                try:
+                    socket.socket(socket.AF_UNIX).connect(f"{sys.argv[1]}/{name}")
+                    print("open", end=" ")
+                except PermissionError:
+                    print("closed", end=" ")
+            print(flush=True)
+    """)
+    command = [sys.executable, "-S", "-c", child, str(run_dir)]
+    with (
+        Master(run_dir),
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+    ):
+
+        def tries():
+            process.stdin.write("now\n")
+            process.stdin.flush()
+            return process.stdout.readline().split()
+
+        assert tries() == ["closed"] * 3
+        run_dir.chmod(0o777)
+        assert tries() == ["closed"] * 3
+        for path in run_dir.iterdir():
+            path.chmod(0o777)
+        assert tries() == ["open"] * 3  # so it was the modes that closed it; the hub's own look is tested above
+        process.communicate(timeout=20)
+
+
 def test_zmq_is_imported_by_the_bus_only():
     """No other part of the package speaks ZeroMQ."""
     package = Path(bus.__path__[0]).parent

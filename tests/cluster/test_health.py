@@ -40,12 +40,25 @@ def write(it, version, before):
         file.write(LAST)
 
 
+def hangs(it):
+    """Reload code that does not answer; returns how many generations that took.
+
+    The boot timeout holds for the import as well, which may be slow on a busy machine: then a longer one is tried.
+    """
+    texts = []
+    for boot_s in (4, 10, 30):
+        (it.folder / "zcluster.toml").write_text(f"boot-timeout = {boot_s}\n")
+        texts.append(refused(it, f"hangs {boot_s}"))
+        if "its import took longer than the boot timeout" not in texts[-1]:
+            break
+    assert "GET /health was not answered before the boot timeout; the log has its stack" in texts[-1]
+    return len(texts)
+
+
 def refused(it, token):
     """A reload that is not taken: why, in the words of the master; the same workers go on serving."""
     before = it.pids()
-    with pytest.raises(
-        BusError, match="is not taken, generation 1 goes on serving: the health check failed"
-    ) as error:
+    with pytest.raises(BusError, match="is not taken, generation 1 goes on serving: ") as error:
         it.ask("reload", {"token": token})
     assert it.pids() == before
     return str(error.value)
@@ -59,9 +72,8 @@ def test_nobody_serves_who_is_not_well(tmp_path):
         text = refused(it, "a")
         assert "GET /health (Host: localhost) was answered '500 Internal Server Error', not 200\n" in text
         assert text.endswith("RuntimeError: on fire")
-        (tmp_path / "zcluster.toml").write_text("boot-timeout = 5\n")  # of the candidate: its code may need another
         write(it, 3, sick(HANGS))
-        assert "GET /health was not answered before the boot timeout; the log has its stack" in refused(it, "b")
+        generations = 2 + hangs(it)
         assert re.search(r"stacks of worker (.*\n)*  File .*served\.py\", line \d+ in health\n", it.cluster.log)
         (tmp_path / "zcluster.toml").unlink()
         (tmp_path / "sick").touch()
@@ -69,8 +81,8 @@ def test_nobody_serves_who_is_not_well(tmp_path):
         done = it.cluster.command_line("reload", "--wait", code=1)
         assert "GET /health (Host: localhost) was answered '503 no database', not 200" in done.stderr
         (tmp_path / "sick").unlink()
-        assert it.ask("reload", {"token": "d"}) == {"generation": 5}
-        it.whole(2, 5)
+        assert it.ask("reload", {"token": "d"}) == {"generation": generations + 2}
+        it.whole(2, generations + 2)
         load.stop()
         load.check(it.snapshot()["counters"]["requests"], base=checks)  # the app of the first generation counts them
 

@@ -48,9 +48,12 @@ def manager(tmp_path):
 
 
 def test_a_service(manager):
-    """Socket activation and notification together, through a start, a reload by signal, a dead master and a stop."""
+    """Socket activation and notification together: a start, a reload by signal, a dead master, an announced stop."""
     env = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "400000"}
-    with listening() as sock, activated(sock, app="surrounded:app", env=env) as cluster:
+    with (
+        listening() as sock,
+        activated(sock, options=("--drain-delay=0.1",), app="surrounded:app", env=env) as cluster,
+    ):
         sock.close()
         running_1, running_2 = (f"STATUS=running: 2 workers, generation {generation}" for generation in (1, 2))
         manager.hear("STATUS=starting", "READY=1", f"MAINPID={cluster.process.pid}", running_1, "WATCHDOG=1")

@@ -93,6 +93,7 @@ def test_root_is_given_up(place):
         assert about["folder"] == str(APPS)
         assert about["environ"]["COLOR"] == "red = blue"
         assert (place / "ours/pid").read_text() == f"{cluster.process.pid}\n"
+        assert os.fstat(cluster.process.stdout.fileno()).st_uid == NOBODY  # whoever logs there may open it anew
         cluster.command_line("reload", "--wait")  # root finds what is nobody's; the key is still known
         cluster.end()
     kept = list((place / "kept").rglob("*"))

@@ -90,7 +90,7 @@ def test_the_same_in_each_worker(apps, app):
 
 def test_an_app_that_is_not_well(apps):
     """Exit 3 as well, with the path and the answer, when none of its workers passes the health check."""
-    log, _ = failed("sick:app", "--health-path=/ready", code=3, cwd=apps)
+    log, _ = failed("sick:app", "--health-path=/ready", code=3, cwd=apps, timeout_s=60.0)
     text = "the health check failed: GET /ready (Host: localhost) was answered '503 No', not 200: 'no database'"
     assert error(log).startswith(text)
     assert log.count("the health check failed") == 1

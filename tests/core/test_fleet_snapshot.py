@@ -6,7 +6,7 @@ from zcluster.config import Config
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.messages import Beat, Event, SlowRequest
-from zcluster.core.snapshot import fleet_snapshot
+from zcluster.core.snapshot import fleet_snapshot, who_is_there
 
 
 def snapshot(story, now):
@@ -96,3 +96,32 @@ def test_the_settings_come_from_the_options():
     settings = FleetSettings.of(config)
     assert (settings.workers, settings.hang_timeout_s, settings.restart_limit) == (5, 7.0, 3)
     assert settings.crash_loop_limit == FleetSettings(workers=5).crash_loop_limit
+
+
+def test_who_is_there():
+    """Each worker with its slot and whether it serves, one that was only asked for too; and the id of the next."""
+    story = Story(workers=2)
+    story.run_up()
+    story.step(f.Died(101, 1001, None, 9), 8.0)
+    assert who_is_there(story.fleet) == ({2: (1, True), 3: (0, False)}, 4)
+
+
+def test_why_a_slot_is_empty():
+    """The code cannot be imported any more, so there is no worker for it."""
+    story = Story(workers=1)
+    story.run_up()
+    story.step(f.ZygoteDied(1, None, 9), 8.0)
+    story.step(f.ZygoteUp(1), 8.0)
+    story.step(f.ImportFailed(1, "SyntaxError"), 8.0)
+    assert snapshot(story, 8.0).vacant == {}
+    story.step(f.Died(101, 1001, None, 9), 9.0)
+    assert snapshot(story, 9.0).vacant == {0: "the application cannot be imported any more"}
+
+
+def test_stuck_requests_are_noted():
+    """One, and more than one, in words."""
+    story = Story(workers=2)
+    story.run_up()
+    for id_, stuck in ((1, 1), (2, 3)):
+        story.step(f.Heard(id_, Beat(100, 1, 5, 3, 4096, 0.5, 0.01, stuck=stuck)), 1.0)
+    assert [worker.note for worker in snapshot(story, 1.0).workers] == ["1 stuck request", "3 stuck requests"]

@@ -190,3 +190,11 @@ def test_only_the_last_deaths_are_remembered():
     assert len(deaths) == DEATHS_MAX
     assert (5009, 1) not in deaths
     assert (5010, 1) in deaths
+
+
+def test_a_second_process_with_the_id_of_a_living_worker_is_not_taken_in():
+    """It is said whose the id is."""
+    story = Story(workers=1)
+    story.run_up()
+    other = WorkerInfo(1, 0, 1, 1, pid=999, start=1)
+    assert story.fleet.roster.objection(other) == "worker id 1 is process 101"

@@ -20,6 +20,7 @@ from zcluster.core.joining import (
     SendResync,
     Watch,
 )
+from zcluster.core.mail import MEMBERS, TOPICS, Members, Publication
 from zcluster.core.messages import (
     EVENTS,
     TOTALS,
@@ -288,3 +289,23 @@ def test_held_events_are_bounded():
     delivered = texts(machine.ctl(welcome(heads={EVENTS: last}, recent=events), 1.0))
     assert delivered == [str(n) for n in range(1, last + 1)]
     assert not machine._held
+
+
+def test_who_is_there_and_what_is_published_are_delivered():
+    """Members are absolute: a later list says all of an earlier one; who reads publications counts them."""
+    machine = joined(topics=(TOTALS, MEMBERS, TOPICS))
+    later, earlier = (Members(1, number, {1: (0, True)}, {}, 2) for number in (2, 1))
+    assert machine.pub(later, 1.0) == [Deliver(later), SendResync()]  # the first one has not come
+    assert machine.pub(earlier, 1.0) == []
+    published = Publication(1, 7, "worker:1", 1, "t", b"x")
+    assert machine.pub(published, 1.0) == [Deliver(published)]
+    assert texts(machine.ctl(welcome(heads={EVENTS: 1}, recent=[Event(1, 1, "fork")]), 1.0)) == []
+
+
+def test_what_comes_without_a_link_is_not_kept():
+    """It will be in the snapshot of the next Welcome."""
+    machine = Joining()
+    assert machine.pub(Totals(1, 1, {"a": 1}), 0.0) == []
+    machine.opened(LINK, 1.0)
+    machine.pub(Probe(LINK), 1.0)
+    assert [type(action) for action in machine.ctl(welcome(), 1.0)] == [Watch, Joined]

@@ -131,3 +131,13 @@ def test_every_message_has_its_event():
     assert of_zygote(2, m.Synced(5, True, (info,)), 5) == f.Synced((info,), True)
     assert of_zygote(2, m.Synced(4, True, (info,)), 5) is None
     assert of_zygote(2, m.Proceed(), 5) is None
+
+
+def test_another_number_in_the_configuration_is_kept_like_any_wish():
+    """Until a master has acknowledged it."""
+    kept = Kept()
+    wish = kept.scale_to(5)
+    assert wish == m.ScaleBy(1, 0, 5)
+    assert kept.told() == [wish]
+    kept.take(m.Received(1))
+    assert kept.told() == []

@@ -32,3 +32,11 @@ def test_time_in_which_nobody_looked_does_not_count():
     assert watch.look(None, 103.0) == 1.0  # nobody is judged while there is nobody
     watch.begun()
     assert watch.look(8, 104.0) == 1.0
+
+
+def test_its_tick_is_looked_at_once_a_second():
+    """Not with each turn of the launcher's loop."""
+    watch = MasterWatch()
+    watch.look(7, 10.0)
+    assert not watch.is_due(10.9)
+    assert watch.is_due(11.0)

@@ -5,7 +5,7 @@ import pytest
 
 from zcluster.core.codec import decode
 from zcluster.core.messages import Ask, Beat, Leaving, Ready
-from zcluster.core.outbox import FRAME_MAX_BYTES, Outbox, QueueFull
+from zcluster.core.outbox import ASK_AGAIN_S, FRAME_MAX_BYTES, Outbox, QueueFull
 from zcluster.errors import BusError
 
 
@@ -68,3 +68,20 @@ def test_a_frame_beyond_the_limit_and_a_number_used_twice_are_refused():
     box.put(Ask(1, "x"))
     with pytest.raises(ValueError, match="numbered 1"):
         box.put(Ask(1, "y"))
+
+
+def test_a_question_whose_answer_was_lost_is_asked_again():
+    """On a link that goes on, a question is repeated every ASK_AGAIN_S until it is answered; nothing else is."""
+    box, now = Outbox(), 100.0
+    box.repeat(now)
+    box.put(Ask(1, "a"))
+    box.put(Ready())
+    assert len(drain(box)) == 2
+    box.repeat(now + ASK_AGAIN_S - 0.01)
+    assert drain(box) == []
+    for times in (1, 2):
+        box.repeat(now + times * ASK_AGAIN_S)
+        assert [type(message) for message in drain(box)] == [Ask]
+    box.answered(1)
+    box.repeat(now + 3 * ASK_AGAIN_S)
+    assert drain(box) == []

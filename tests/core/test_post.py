@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from zcluster.core import post as post_module
 from zcluster.core import streams
-from zcluster.core.mail import MASTER, Got, Members
+from zcluster.core.mail import MASTER, Got, Members, worker_id, worker_name
 from zcluster.core.outbox import QueueFull
 from zcluster.core.post import ABSENT_S, FOREIGN_S, HANDLES, KEEP_S, LEAVING_S, Post
 from zcluster.core.streams import Incoming, Parcel
@@ -413,3 +413,41 @@ def test_a_long_message_holds_up_its_own_stream_only():
     post.put("worker:2", parcel(1, body=b"x" * 12), 1.0)
     post.put("worker:3", parcel(2), 1.0)
     assert [mail.to for _stream, mail in take_all(post, 1.0)] == ["worker:2", "worker:3", "worker:2", "worker:2"]
+
+
+def test_the_workers_that_are_ready_are_known_by_slot():
+    """Nobody, before anything was heard of them."""
+    post = Post("worker:1")
+    assert post.workers() == []
+    post.learn(Members(1, 1, {1: (0, True), 2: (1, False), 3: (1, True)}, {}, 4), 1.0)
+    assert (post.workers(), post.workers(slot=1), post.workers(slot=2)) == ([1, 3], [3], [])
+
+
+def test_a_receiver_that_knows_less_than_it_said_gets_what_it_has_not_acknowledged_again():
+    """In a new stream; and the words of one that is sent nothing mean nothing."""
+    post = joined(2)
+    for ticket in (1, 2):
+        post.put("worker:2", parcel(ticket), 1.0)
+    take_all(post, 1.0)
+    assert [p.ticket for p in post.got(Got("worker:2", "worker:1", 1, 1, 5), 1.0)] == [1]
+    assert post.got(Got("worker:2", "worker:1", 1, 0, 5), 1.1) == []
+    ((_stream, mail),) = take_all(post, 1.1)
+    assert (mail.stream, mail.number) == (2, 1)
+    assert post.got(Got("worker:3", "worker:1", 1, 1, 5), 1.1) == []
+
+
+def test_at_the_end_everything_is_given_up_for_one_reason():
+    """What is on its way, and what waits for a handle; nothing is kept."""
+    post = joined(2)
+    post.put("worker:2", parcel(1), 1.0)
+    post.put(HANDLES, parcel(2), 1.0)
+    post.clear("the end")
+    assert [(p.ticket, reason) for p, reason in post.failed] == [(1, "the end"), (2, "the end")]
+    assert (post.count, post.bytes) == (0, 0)
+
+
+def test_names_of_mailboxes():
+    """A worker's has its id in it; no other one has."""
+    assert worker_id(worker_name(17)) == 17
+    assert worker_id("handle:1-a") is None
+    assert worker_id("worker:x") is None

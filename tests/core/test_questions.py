@@ -28,6 +28,8 @@ def raw(args):
         ("disconnect", {}, f.Close(ASKER, None)),
         ("disconnect", {"worker": 3}, f.Close(ASKER, 3)),
         ("reload", {"token": "a"}, f.Reload(ASKER, "a")),
+        ("restart", {"slot": 1}, f.Restart(ASKER, 1)),
+        ("kill", {"slot": 1, "signal": 15, "worker": 4}, f.Signal(ASKER, 1, 15, 4)),
     ],
 )
 def test_what_is_understood(verb, args, wish):
@@ -54,6 +56,8 @@ def test_what_is_understood(verb, args, wish):
         ("reload", {}, "missing required field `token`"),
         ("reload", {"token": ""}, "1 to 64 characters, not 0"),
         ("reload", {"token": "x" * 65}, "1 to 64 characters, not 65"),
+        ("kill", {"slot": 1, "signal": 0}, "there is no signal 0; signals are 1 to"),
+        ("kill", {"slot": 1, "signal": 65}, "there is no signal 65; signals are 1 to"),
         ("dance", {}, "does not know the verb 'dance'"),
     ],
 )

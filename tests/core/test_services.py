@@ -64,3 +64,15 @@ def test_which_are_wanted():
     """What the options ask for."""
     assert kinds(make_config(app="a")) == ()
     assert kinds(make_config(app="a", state="s", reload=True)) == ("checkpoint", "watcher")
+
+
+def test_a_service_that_was_never_wanted_or_is_known_changes_nothing():
+    """The launcher tells a new master of all it has; its age counts from when it was told first."""
+    wanted = services()
+    wanted.up("dashboard", 5, 0.0)
+    assert wanted.died(5, 1.0) == ""
+    wanted.up("checkpoint", 7, 0.0)
+    wanted.died(7, 0.1)
+    wanted.up("checkpoint", 8, 1.0)
+    wanted.up("checkpoint", 8, SETTLED_S)
+    assert "in 0.0 s" in wanted.died(8, 1.0 + SETTLED_S)

@@ -73,3 +73,9 @@ def test_a_snapshot_of_a_large_cluster_stays_small():
     empty = Snapshot("app", (), 1, 1, "running", 1, 2, 3, {}, workers)
     full = msgspec.structs.replace(empty, slow=slowest(told))
     assert len(msgspec.msgpack.encode(full)) - len(msgspec.msgpack.encode(empty)) < 128 * 1024
+
+
+def test_a_request_in_words_fits_into_a_line_of_any_terminal():
+    """Letters of other alphabets and control characters are spelled out, long ones cut."""
+    assert module.named("GET", "/caf\xc3\xa9\n") == "GET /caf\\xe9\\n"
+    assert module.named("M" * 99, "/").startswith("M" * (module.METHOD_MAX_CHARS - 3) + "... ")

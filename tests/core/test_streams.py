@@ -240,3 +240,16 @@ def test_a_message_that_grows_beyond_all_bounds_is_thrown_away(monkeypatch):
         largest = max(largest, pair.incoming.bytes)
     assert pair.arrived == [b"small", b"0123456789"]
     assert largest <= 10 + PIECE
+
+
+def test_a_piece_of_a_stream_before_this_one_is_not_even_met():
+    """It comes late, after its sender began anew, and takes nothing with it of what has begun."""
+    old, new, incoming = Outgoing("a", "b", 7), Outgoing("a", "b", 8), Incoming()
+    old.put(Parcel("message", b"old"))
+    new.put(Parcel("message", b"x" * 2 * PIECE))
+    assert not incoming.is_open
+    assert incoming.take(new.head()) is None
+    assert not incoming.meet(old.head())
+    assert incoming.take(old.head()) is None
+    assert incoming.is_open
+    assert (incoming.stream, incoming.upto) == (8, 1)

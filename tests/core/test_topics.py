@@ -264,3 +264,49 @@ def test_who_catches_up_asks_for_the_rest_at_once():
             got += subscriber.take(publication)
         assert subscriber.replayed(last_word) == []
     assert [published.body for published in got] == [b"%d" % number for number in range(1, 10)]
+
+
+def test_the_memory_of_a_master_is_bounded_in_frames_also_when_their_bodies_are_kept(monkeypatch):
+    """A frame takes its body with it, so that the room for bodies is free again."""
+    monkeypatch.setattr(topics_module, "RING_MAX", 2)
+    monkeypatch.setattr(topics_module, "RING_MAX_BYTES", 15)  # one more, while its room is made
+    ring = Ring()
+    for number in range(1, 6):
+        ring.put(Publication(1, number, "worker:1", number, "t", b"12345", reliable=True))
+    again, word = ring.replay(Missing(1, 5))
+    assert [p.number for p in again] == [4, 5]
+    assert word.lost == {"": 3}
+
+
+def test_words_of_another_master_and_what_comes_twice_change_nothing():
+    """A late frame of the master before must not fill, or make, a hole in the count of this one."""
+    subscriber = Subscriber()
+    subscriber.joined(2, 0, 1.0)
+    subscriber.heads(1, 9)
+    assert subscriber.due == float("inf")
+    assert subscriber.take(Publication(1, 1, "worker:1", 1, "t", b"old")) == []
+    mine = Publication(2, 1, "worker:1", 1, "t", b"new")
+    assert subscriber.take(mine) == [Published("worker:1", "t", b"new")]
+    assert subscriber.take(mine) == []
+
+
+def test_of_a_message_that_lacks_its_first_piece_the_rest_is_of_no_use():
+    """It is lost once, where it ends."""
+    subscriber = Subscriber()
+    subscriber.joined(1, 1, 1.0)  # its first piece was published before
+    assert subscriber.take(Publication(1, 2, "worker:1", 1, "t", b"b", 1, True)) == []
+    assert subscriber.take(Publication(1, 3, "worker:1", 1, "t", b"c", 2, False)) == [Lost("t", 1)]
+
+
+def test_the_senders_that_are_remembered_are_bounded(monkeypatch):
+    """The one that was not heard of for longest is forgotten; what it sends twice then comes twice."""
+    monkeypatch.setattr(topics_module, "SEEN_MAX", 2)
+    subscriber = Subscriber()
+    subscriber.joined(1, 0, 1.0)
+    senders = ("worker:1", "worker:2", "worker:1", "worker:3", "worker:1", "worker:2")
+    serials = (1, 1, 2, 1, 2, 1)
+    got = [
+        bool(subscriber.take(Publication(1, number, sender, serial, "t", b"x")))
+        for number, (sender, serial) in enumerate(zip(senders, serials, strict=True), start=1)
+    ]
+    assert got == [True, True, True, True, False, True]

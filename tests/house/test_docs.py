@@ -11,7 +11,7 @@ import pytest
 from left_behind import run_clean
 from sources import ROOT
 
-from zcluster.cli import cli
+from zcluster.cli import all_commands
 from zcluster.config import options
 from zcluster.core.fleet_worker import STATES, TRANSITIONS
 from zcluster.core.messages import Control, Message
@@ -121,7 +121,7 @@ def test_commands_exist(page):
     for line in re.findall(r"(?m)^\$ (.*)$", "\n".join(blocks(page, "console"))):
         program, *words = shlex.split(line, comments=True)
         if program == "zcluster":
-            command = cli.commands.get(words[0])
+            command = all_commands().get(words[0])
             assert command is not None, line
             with command.make_context(words[0], words[1:]):  # click.UsageError for what it does not know
                 pass
@@ -136,7 +136,7 @@ def test_commands_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_options_exist(page):
     """Every long option that a page names is one of our command line's, or of a script's."""
-    parameters = [parameter for command in cli.commands.values() for parameter in command.params]
+    parameters = [parameter for command in all_commands().values() for parameter in command.params]
     known = {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)}
     for script in (ROOT / "scripts").glob("*.py"):
         known.update(re.findall(r'add_argument\("(--[a-z-]+)"', script.read_text(encoding="utf-8")))
@@ -150,7 +150,7 @@ def test_every_option_is_documented():
     for option in options():
         flags = "<br>".join(f"`{flag}`" for flag in option.flags) or f"`{option.metavar}`"
         assert f"\n| {flags} | `{option.field}` | " in text, option.field
-    for command in cli.commands:
+    for command in all_commands():
         assert f"`zcluster {command} " in text, command
 
 
@@ -195,4 +195,4 @@ def test_pages_stay_short():
 def test_a_wrong_command_is_found(words):
     """The check of commands sees through wrong ones, so that its silence means something."""
     with pytest.raises(click.UsageError):
-        cli.commands[words[0]].make_context(words[0], words[1:])
+        all_commands()[words[0]].make_context(words[0], words[1:])

@@ -3,10 +3,10 @@
 import click
 import pytest
 
-from zcluster.cli import cli
+from zcluster.cli import all_commands
 from zcluster.config import Config, Option, options
 
-RUN = cli.commands["run"]
+RUN = all_commands()["run"]
 
 
 @pytest.mark.parametrize("option", list(options()), ids=lambda option: option.field)
@@ -26,8 +26,8 @@ def test_the_command_line_has_no_option_of_its_own():
     """`run` offers the fields of Config, and the file they may stand in; `check` and `config` offer the same."""
     names = [*Config.__struct_fields__, "file"]
     assert [parameter.name for parameter in RUN.params] == names
-    assert [parameter.name for parameter in cli.commands["check"].params] == names
-    assert [parameter.name for parameter in cli.commands["config"].params] == [*names, "as_json"]
+    assert [parameter.name for parameter in all_commands()["check"].params] == names
+    assert [parameter.name for parameter in all_commands()["config"].params] == [*names, "as_json"]
 
 
 def test_no_flag_means_two_things():

@@ -1,5 +1,6 @@
 """The access log's writer: nobody waits for it, and it loses, doubles and cuts nothing that can be helped."""
 
+import logging
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ from access_rig import OK, run_script
 from http_rig import until
 
 from zcluster.http.access import WAITING_MAX_BYTES
+from zcluster.http.sink import Sink
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -399,3 +401,21 @@ def test_it_is_not_inherited_by_programs(make_log, tmp_path):
         ["sh", "-c", "ls -l /proc/self/fd"], capture_output=True, text=True, close_fds=False, check=True
     ).stdout
     assert "access.log" not in names
+
+
+def test_a_pipe_of_another_user():
+    """Stdout is a pipe of root's, as in many containers, and we have become somebody else: lines go there."""
+    if os.getuid() != 0:
+        return
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(writing, 1)
+        os.setgid(65534)
+        os.setuid(65534)
+        log = Sink("-", logging.getLogger("access-test"))
+        os._exit(log.write(b"a line\n", lambda: True))
+    os.close(writing)
+    assert os.waitpid(pid, 0)[1] == 0
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() == "a line\n"

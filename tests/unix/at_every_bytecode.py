@@ -1,4 +1,4 @@
-"""A program: SIGKILL at every bytecode of counting, and what is found afterwards.
+"""A program: SIGKILL at every bytecode of counting and of a checkpoint, and what is found afterwards.
 
 `python at_every_bytecode.py NAME [STEP]`; with a STEP it kills at each so-many-th bytecode only. A program of its own
 because it forks thousands of times, and the fork of a process as large as pytest takes ten times as long. It ends
@@ -12,11 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ledger_support import BOOT, be_worker_in_memory, reap, start
+from ledger_support import BOOT, be_worker_in_memory, disinherit, reap, start
 
 from zcluster import counter, current
 from zcluster.core.ledger import Ledger, LedgerError
 from zcluster.counter import Counter
+from zcluster.unix.state import CheckpointFile, open_state
 
 IDS = {"ledger_id": b"L" * 16, "boot_id": BOOT}
 STEP = int(sys.argv[2]) if len(sys.argv) > 2 else 1
@@ -66,6 +67,7 @@ def at_every_bytecode(body, judge, limit=6000):
         code = reap(start(child))
         judge(code)
         if code == 0:
+            print(f"killed at {after // STEP} boundaries, of {after}", flush=True)
             return after
         assert code == -signal.SIGKILL
     raise AssertionError(f"still not through after {limit} bytecodes")
@@ -158,6 +160,36 @@ def format_(folder):
     assert outcomes == {"none", str({"a": 7, "b": 2**40})}
 
 
+def checkpoint(folder):
+    """The one before or the new one, whole, and never less than was on disk for good; the next is written over it."""
+    state = open_state(folder / "state")
+    seen = {"old": 0, "new": 0}
+    last = 0
+
+    def body(arm_now):
+        disinherit(state._locks)
+        with CheckpointFile(state.path) as file:
+            number = last + 1
+            arm_now()
+            file.write(b"L" * 16, number, {"requests": number})
+            disarm()
+
+    def judge(code):
+        nonlocal last
+        base = state.base(BOOT)
+        number = base.totals.get("requests", 0)
+        assert number == last + 1 or (code and number == last), (code, last, base)
+        seen["new" if number > last else "old"] += 1
+        last = number
+
+    for _ in range(2):  # so that there are a checkpoint and the one before it
+        assert reap(start(lambda: body(lambda: arm(1 << 60)))) == 0
+        judge(0)
+    at_every_bytecode(body, judge, limit=60_000)
+    assert min(seen.values()) > 1, seen
+    state.close()
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        {"incr": incr, "first incr": first_incr, "format": format_}[sys.argv[1]](Path(name))
+        {"incr": incr, "first incr": first_incr, "format": format_, "checkpoint": checkpoint}[sys.argv[1]](Path(name))

@@ -139,10 +139,10 @@ def kill_from_child(pid):
     os.kill(pid, signal.SIGKILL)
 
 
-# The long two at each fourth bytecode, because of the suite's time; the program itself has no such limit.
-@pytest.mark.parametrize(("what", "step"), [("incr", 1), ("first incr", 4), ("format", 4)])
+# The long ones at each so-many-th bytecode, because of the suite's time; the program itself has no such limit.
+@pytest.mark.parametrize(("what", "step"), [("incr", 1), ("first incr", 4), ("format", 4), ("checkpoint", 23)])
 def test_a_kill_at_every_bytecode(what, step):
-    """Of incr(), of the one that registers its name first, and of the making of a ledger: all of it, or nothing."""
+    """Of incr(), of the one that registers its name first, of making a ledger, of a checkpoint: all, or nothing."""
     program = str(Path(__file__).with_name("at_every_bytecode.py"))
     done = subprocess.run([sys.executable, program, what, str(step)], stderr=subprocess.PIPE, text=True, timeout=170)
     assert done.returncode == 0, done.stderr

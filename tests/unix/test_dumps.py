@@ -130,3 +130,16 @@ def test_a_note_that_is_too_long_begins_anew(child, monkeypatch):
     for _ in range(5):
         assert dumped(target)[0].text.count("in waits") == 1
     assert target.path.stat().st_size < 2000
+
+
+def test_a_note_that_is_a_link_is_left_alone(child, monkeypatch, tmp_path):
+    """Root asks for the stacks of another user's cluster, who could have put a link to a file of root's there."""
+    _, target = child("waits")
+    monkeypatch.setattr(dumps, "NOTE_MAX_BYTES", 10)
+    monkeypatch.setattr(dumps, "LIMIT_S", 0.05)
+    precious = tmp_path / "precious"
+    precious.write_text("worth more than 10 bytes")
+    target.path.unlink()
+    target.path.symlink_to(precious)
+    assert not dumped(target)[0].ok
+    assert precious.read_text() == "worth more than 10 bytes"

@@ -98,3 +98,11 @@ def test_a_directory_that_is_no_longer_ours_to_change(tmp_path):
 
     in_child(body)
     folder.chmod(0o755)
+
+
+def test_what_is_no_file_is_not_replaced(path):
+    """As root one would replace /dev/null by a file; and nobody waits for the writer of a named pipe."""
+    os.mkfifo(path)
+    with pytest.raises(SpawnError, match="is there and is no regular file; give another with --pid"):
+        PidFile(str(path))
+    assert path.is_fifo()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -91,7 +92,7 @@ def _listen(link: Link, channel: Channel, signals: Signals, story: HookCalls, ca
             link.unregister(channel.fileno())
             while delivered := link.poll(LAST_WORDS_S)[0]:
                 _take(story, calls, delivered)
-            return not any(wish.quick for wish in wishes)
+            return bool(wishes) and not any(wish.quick for wish in wishes)  # none: the launcher is dead
 
 
 def _take(story: HookCalls, calls: "_Calls", delivered: Sequence[object]) -> None:
@@ -134,7 +135,8 @@ class _Calls:
                     return
                 cluster, (name, arguments) = self._waiting.popleft()
             if name in ONCE:
-                (self._run_dir / f"hook-{name}").touch(mode=0o600)
+                with suppress(OSError):  # no room: should we die, it is called twice
+                    (self._run_dir / f"hook-{name}").touch(mode=0o600)
             self._hooked.run(name, cluster, *arguments)
 
     def finish(self, timeout_s: float = END_S) -> bool:

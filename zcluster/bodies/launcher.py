@@ -203,6 +203,7 @@ class Launcher:
             return
         log.info("stopping in %g s (--drain-delay), serving until then: %s", delay_s, wish.why)
         self.kept.stop, self.drain_at = m.Stop(quick=False, why=wish.why, delayed=True), now + delay_s
+        self.stop_deadline = self.drain_at + self.site.config.graceful_timeout_s + OVERRUN_S
         self._tell(self.kept.stop)
 
     def _stop(self, wish: m.Stop, now: float) -> None:
@@ -288,7 +289,7 @@ class Launcher:
                 self._start_service(kind, now)
             case m.Stop():
                 self._ask_to_stop(message, now)
-            case m.Running(workers=0, standing=text):
+            case m.Running(standing=text) if text:
                 self.standing = text
             case m.Running(workers=workers):
                 if self.announce and not self.served and self.master is not None:  # every master says it

@@ -360,7 +360,7 @@ class Worker:
         if now >= self.beat_due:
             self.beat_due = now + self.config.heartbeat_s
             if self.link.joined:
-                self.link.send(self.beats.take(now, serving=self.serving))
+                self.link.send(self.beats.take(now, serving=self.serving, state=self.lane.state))
         if now >= self.teller.due:
             self.teller.flush(self.link, now)
 

@@ -136,7 +136,7 @@ class _Call:
 def _reply_of(call: _Call) -> Any:
     try:
         return decoded(call.reply)
-    except (msgspec.DecodeError, RecursionError) as error:  # it was given as msgspec.Raw or Ext, which nobody checks
+    except (ValueError, RecursionError) as error:  # it was given as msgspec.Raw or Ext, which nobody checks
         raise RequestFailed(f"the reply of {call.name} cannot be decoded: {error}") from None
 
 
@@ -202,7 +202,7 @@ class Calls:
         else:
             try:
                 text = str(decoded(body))
-            except (msgspec.DecodeError, RecursionError) as error:  # no peer of ours; and this is the link's thread
+            except (ValueError, RecursionError) as error:  # no peer of ours; and this is the link's thread
                 text = f"it failed, and the reason cannot be decoded: {error}"
             call.error = RequestFailed(text if text.startswith(mail.sender) else f"{mail.sender}: {text}")
         call.end()

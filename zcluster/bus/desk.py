@@ -108,7 +108,7 @@ class Desk:
         if verb == "stop":
             try:
                 wish = msgspec.msgpack.decode(args, type=dict[str, bool])
-            except msgspec.DecodeError:
+            except ValueError:  # DecodeError, or UnicodeDecodeError: nobody has looked into a Raw before
                 return m.Answer(number, error="the arguments of 'stop' are {'quick': true or false}")
             self._owner.stop(quick=wish.get("quick", False))
             return m.Answer(number)

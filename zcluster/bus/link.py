@@ -139,6 +139,7 @@ class Link:
             room, ready = self._wait(wait_s, writing=writing)
             now = time.monotonic()
             self._perform(joining.tick(now))
+            outbox.repeat(now)
             if self._delivered or ready or now >= end or (room and self._full):
                 if room:
                     self._full = False  # told once: the owner may have nothing more to say

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Literal
 
-import msgspec
-
 from zcluster.bus.calls import decoded, encoded
 from zcluster.bus.link import Link
 from zcluster.bus.pool import Pool
@@ -233,7 +231,7 @@ class Reception:
             failure = f"{self.name} has registered no function for {f'topic {topic!r}' if topic else 'messages'}"
         try:
             payload = self._payload(body)
-        except (msgspec.DecodeError, RecursionError) as error:  # given as msgspec.Raw or Ext, which nobody checks
+        except (ValueError, RecursionError) as error:  # given as msgspec.Raw or Ext, which nobody checks
             functions, failure = (), f"the request cannot be decoded: {error}"
         for function in functions:
             try:

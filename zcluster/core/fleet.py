@@ -34,6 +34,7 @@ from zcluster.core.fleet_worker import (
     IllegalTrigger,
     Worker,
     adopted_state,
+    unheard,
 )  # fmt: skip
 from zcluster.core.fleet_zygote import READY as ZYGOTE_READY
 from zcluster.core.messages import WorkerInfo
@@ -87,7 +88,7 @@ class Fleet(Judges):
             case f.Reconfigured(generation, settings):
                 self.reconfigure(generation, settings)
             case f.Sized() | f.Committed() | f.Unfinished():
-                self._recall_decision(event)
+                self.recall_decision(event)
             case f.Started():
                 self._started(event, now)
             case f.ZygoteUp(generation):
@@ -131,7 +132,9 @@ class Fleet(Judges):
         match event:
             case f.Heard(_, beat):
                 self._alive(worker, "heard", now)
-                worker.beat = beat or worker.beat
+                if beat is not None:
+                    worker.beat = beat
+                    self._reconcile(worker, beat.state, now)
             case f.Ready():
                 self._ready(worker, now)
             case f.Leaving(_, reason):
@@ -172,18 +175,6 @@ class Fleet(Judges):
             self.note_lacks()
         self.check()
 
-    def _recall_decision(self, event: f.Sized | f.Committed | f.Unfinished) -> None:
-        """What the launcher has kept of the master before."""
-        if self.started:
-            raise IllegalTrigger(f"{type(event).__name__} comes before Started")
-        match event:
-            case f.Sized(slots, env):
-                self.sized(slots, env)
-            case f.Committed(generation):
-                self.zygote.generation = generation
-            case f.Unfinished(tokens) if self.stopping is None:
-                self.queued = {token: [] for token in tokens}
-
     def _question(self, question: f.Question, now: float) -> None:
         """Whoever asks is answered: now, or (a reload) when it has ended."""
         if self.stopping is not None or self.is_leaving:
@@ -205,7 +196,7 @@ class Fleet(Judges):
                     self.ask_reload(asker, token)
                 case f.Restart():
                     self.restart(question, now)
-                case f.Signal():
+                case _:
                     self.signal(question)
 
     # ---- the master's start ----------------------------------------------------------------------------------------
@@ -289,9 +280,7 @@ class Fleet(Judges):
             self.announce("online", worker, now)
             self.after_birth(worker, now)
         elif worker.state == DRAINING and worker.told_to_leave and worker.deadline is not None:
-            # The order may have been sent to a link that is no more.
-            quick = self.stopping is not None and self.stopping.quick
-            self.out.append(f.SendDrain(worker.id, max(0.0, worker.deadline - now), quick))
+            self._drain_again(worker, worker.deadline - now)  # it may have been sent to a link that is no more
 
     def _strangers_hello(self, info: WorkerInfo, link: bytes, now: float) -> None:
         if (info.pid, info.start) in self.roster.deaths:
@@ -324,6 +313,20 @@ class Fleet(Judges):
             self.boot_text = ""
             self.mark_rolled(worker)
             self.announce("listening", worker, now)
+
+    def _reconcile(self, worker: Worker, says: str, now: float) -> None:
+        """Make good what was lost on the way to us, or to the worker."""
+        match unheard(worker, says):
+            case "ready":
+                self._ready(worker, now)
+            case "leaving":
+                self._leaving(worker, "its reason was lost", now)
+            case "drain" if worker.deadline is not None and worker.killed_at is None:
+                self._drain_again(worker, worker.deadline - now)
+
+    def _drain_again(self, worker: Worker, left_s: float) -> None:
+        quick = self.stopping is not None and self.stopping.quick
+        self.out.append(f.SendDrain(worker.id, max(0.0, left_s), quick))
 
     def _leaving(self, worker: Worker, reason: str, now: float) -> None:
         was = worker.state

@@ -29,7 +29,7 @@ from zcluster.core.fleet_deaths import status_text
 from zcluster.core.fleet_roster import PER_SLOT_MAX
 from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.fleet_size import Sizes
-from zcluster.core.fleet_worker import ASKED, HOLDS_SLOT, HUNG, READY, STARTING, Worker
+from zcluster.core.fleet_worker import ASKED, HOLDS_SLOT, HUNG, READY, STARTING, IllegalTrigger, Worker
 from zcluster.core.fleet_zygote import ABSENT, Zygote
 from zcluster.core.fleet_zygote import ASKED as ZYGOTE_ASKED
 from zcluster.core.fleet_zygote import READY as ZYGOTE_READY
@@ -64,8 +64,8 @@ class Reloads(Sizes):
         zygote = self.zygote_of(generation)
         if zygote is None or not zygote.move("failed", generation, now):
             return
-        if zygote is not self.zygote:
-            self._condemn_candidate(text)
+        if self.reloading is not None and zygote is self.reloading.zygote:
+            self.reloading.failure = text
             return
         if not self.ever_ready:
             self.fail(AppError.exit_code, text, now)
@@ -84,8 +84,8 @@ class Reloads(Sizes):
         if not zygote.move("died", generation, now):
             return
         self._lose_asked(generation, now)
-        if zygote is not self.zygote:
-            self._condemn_candidate(event.why or f"the process that imports the application ended: {status}")
+        if self.reloading is not None and zygote is self.reloading.zygote:
+            self.reloading.failure = event.why or f"the process that imports the application ended: {status}"
             return
         if self.stopping is not None:
             return
@@ -106,6 +106,18 @@ class Reloads(Sizes):
         """Give up those that did not do in time what they had to."""
         for zygote in self.zygotes():
             self.out += zygote.expire(now)
+
+    def recall_decision(self, event: f.Sized | f.Committed | f.Unfinished) -> None:
+        """What the launcher has kept of the master before."""
+        if self.started:
+            raise IllegalTrigger(f"{type(event).__name__} comes before Started")
+        match event:
+            case f.Sized(slots, env):
+                self.sized(slots, env)
+            case f.Committed(generation):
+                self.zygote.generation = generation
+            case f.Unfinished(tokens) if self.stopping is None:
+                self.queued = {token: [] for token in tokens}
 
     # ---- reloads ---------------------------------------------------------------------------------------------------
     def ask_reload(self, asker: f.Asker | None, token: str) -> None:
@@ -146,11 +158,6 @@ class Reloads(Sizes):
     def _keep_reload(self) -> None:
         current = self.reloading.askers if self.reloading is not None else {}
         self.out.append(f.KeepReload((*current, *self.queued)))
-
-    def _condemn_candidate(self, why: str) -> None:
-        reloading = self.reloading
-        if reloading is not None and not reloading.failure:
-            reloading.failure = why
 
     def turn_back_if_due(self, now: float) -> None:
         """Something spoke against the candidate; before the slots are looked at."""

@@ -18,8 +18,8 @@ def for_launcher(command: f.StartZygote | f.EndZygote | f.Commit | f.KeepReload 
             return m.Commit(generation)
         case f.KeepReload(tokens=tokens):
             return m.Reload(tokens)
-        case f.Running(workers=workers):
-            return m.Running(workers)
+        case _:
+            return m.Running(command.workers)
 
 
 def of_launcher(message: m.Size | m.Commit | m.Reload | m.Stop) -> f.FleetEvent:
@@ -31,8 +31,8 @@ def of_launcher(message: m.Size | m.Commit | m.Reload | m.Stop) -> f.FleetEvent:
             return f.Committed(generation)
         case m.Reload(tokens=tokens):
             return f.Unfinished(tokens)
-        case m.Stop(quick=quick, why=why, delayed=delayed):
-            return f.Stop(quick, why, delayed)
+        case _:
+            return f.Stop(message.quick, message.why, message.delayed)
 
 
 def of_zygote(generation: int, message: m.Control, epoch: int) -> f.FleetEvent | None:

@@ -197,6 +197,19 @@ def adopted_state(recorded: str) -> str:
     return recorded if recorded in (FORKED, ONLINE, READY, DRAINING) else FORKED
 
 
+def unheard(worker: Worker, says: str) -> str:
+    """What was lost on the way, by what the worker says of its state: "ready", "leaving", "drain"; empty: nothing.
+
+    A link may lose a frame (a queue was full, a connection was made anew) without anybody noticing. A heartbeat that
+    was sent just before a Drain came looks the same: a Drain that is repeated does no harm.
+    """
+    if says == READY and worker.state == ONLINE:
+        return "ready"
+    if says == DRAINING and worker.state in (ONLINE, READY, SUSPECT):
+        return "leaving"
+    return "drain" if says == READY and worker.state == DRAINING and worker.told_to_leave else ""
+
+
 def deadline_after(state: str, now: float, settings: FleetSettings) -> float | None:
     """When a worker taken over in this state must have left it; None where heartbeats judge instead."""
     if state in SERVING:

@@ -83,9 +83,9 @@ class Kept:
                         self._unacknowledged.pop(number, None)
             case m.Commit():
                 self._commit = message
-            case m.Reload(tokens=tokens):
-                self._reload = message if tokens else None
-                if self._reload_wish in tokens:
+            case _:
+                self._reload = message if message.tokens else None
+                if self._reload_wish in message.tokens:
                     self._reload_wish = ""
 
     def told(self) -> list[m.Control]:

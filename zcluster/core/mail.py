@@ -17,6 +17,7 @@ from msgspec import Struct
 MEMBERS, TOPICS = "members", "topics"  # zmq topics of `pub`
 MASTER: Final = "master"  # where publications are sent
 PIECE_BYTES: Final = 64 << 10  # copied in some 10 us; 32 MiB are 512 of them
+ID_MAX_DIGITS: Final = 20  # of 64 bits
 PAYLOAD_MAX_BYTES: Final = (32 << 20) + 5  # 32 MiB of bytes or text, and what msgpack puts before them
 
 Kind = Literal["message", "request", "reply", "failure", "publish"]
@@ -30,7 +31,10 @@ def worker_name(id_: int) -> str:
 def worker_id(name: str) -> int | None:
     """Return the id of the worker whose mailbox this is; None when it is no worker's."""
     kind, _, rest = name.partition(":")
-    return int(rest) if kind == "worker" and rest.isdecimal() else None
+    if kind != "worker" or not rest.isdecimal() or len(rest) > ID_MAX_DIGITS:
+        return None
+    id_ = int(rest)
+    return id_ if name == worker_name(id_) else None  # not 007, nor digits of other scripts
 
 
 class Mail(Struct, frozen=True, array_like=True, tag="mail"):

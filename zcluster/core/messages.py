@@ -103,6 +103,7 @@ class Beat(Struct, frozen=True, array_like=True, tag="beat"):
     refused: dict[str, int] = {}  # requests that the app never saw, by reason, since this worker started
     stuck: int = 0  # requests that have been in the app for longer than --timeout; see core/stuck
     given_up: int = 0  # of these, for longer than the grace as well
+    state: str = ""  # as in its lane: a Ready, Leaving or Drain that was lost shows in it
 
 
 class Leaving(Struct, frozen=True, array_like=True, tag="leaving"):
@@ -267,9 +268,7 @@ class Size(Struct, frozen=True, array_like=True, tag="size"):
 
     slots: tuple[int, ...]
     env: dict[int, dict[str, str]] = {}  # by slot: what its workers have in their environment besides
-    answered: tuple[
-        tuple[int, int, int, Raw], ...
-    ] = ()  # the last who asked for it (core/questions), and the answers
+    answered: tuple[tuple[int, int, int, Raw], ...] = ()  # the last who asked (core/questions), and the answers
 
 
 class ScaleBy(Struct, frozen=True, array_like=True, tag="scale-by"):
@@ -294,10 +293,7 @@ class Settings(Struct, frozen=True, array_like=True, tag="settings"):
 
 
 class Reload(Struct, frozen=True, array_like=True, tag="reload"):
-    """Master -> launcher: keep; launcher -> every new master, before Proceed: a reload that has not ended.
-
-    Launcher -> master, at any time: one that the operator wants (HUP).
-    """
+    """Master -> launcher -> every new master, before Proceed: reloads not ended. Launcher -> master: HUP."""
 
     tokens: tuple[str, ...]  # of those who asked; empty: it has ended
 

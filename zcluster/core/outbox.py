@@ -1,7 +1,7 @@
 """Outbox: what a peer wants to tell its master, kept until it is certain that it need not be sent again.
 
-Invariant: an Ask stays here from `put` to its Answer (or `forget`), over any number of lost links; everything else is
-a statement of how things are, so only the latest of each kind is kept, and only until it was handed to a socket.
+Invariant: an Ask stays here from `put` to its Answer (or `forget`), over any number of lost links and frames; the
+rest is a statement of how things are: only the latest of each kind is kept, and only until a socket has taken it.
 """
 
 from collections import deque
@@ -16,6 +16,10 @@ FRAME_MAX_BYTES: Final = 33 << 20  # a payload of 32 MiB and its envelope; a mas
 # more than any caller waits for, and 64 MiB holds one frame of the largest size and many usual ones.
 MESSAGES_MAX: Final = 1000
 BYTES_MAX: Final = 64 << 20
+# A question, or its answer, can be lost on a link that goes on: with a queue that was full at the wrong moment, with
+# a connection that the library made anew. Masters tell repetitions, and a reload is answered when it has ended: asked
+# for so seldom, a question of a whole minute costs 30 small frames.
+ASK_AGAIN_S: Final = 2.0
 
 
 class QueueFull(BusError):
@@ -30,6 +34,7 @@ class Outbox:
         self._frames: dict[int | type, bytes] = {}  # by number of the Ask, else by kind of message
         self.unsent: deque[int | type] = deque()  # for others to look whether there is anything
         self._bytes = 0
+        self._again_at = float("-inf")
 
     def __len__(self) -> int:
         """Return how many messages are kept, sent or not."""
@@ -65,6 +70,14 @@ class Outbox:
         """A new link: every question without an answer is to be sent again, before what was never sent."""
         waiting = set(self.unsent)
         self.unsent.extendleft(reversed([key for key in self._frames if key not in waiting]))
+
+    def repeat(self, now: float) -> None:
+        """Time has passed (`now` in monotonic seconds): what was asked and not answered is asked again in a while."""
+        if len(self._frames) == len(self.unsent):
+            self._again_at = now + ASK_AGAIN_S
+        elif now >= self._again_at:
+            self._again_at = now + ASK_AGAIN_S
+            self.rewind()
 
     def answered(self, number: int) -> bool:
         """The Answer has come; false when nobody waits for it (any more)."""

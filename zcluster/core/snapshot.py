@@ -5,12 +5,16 @@ Invariant: it is built from what is known without asking anybody, so that it can
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Final
 
 from zcluster.core.fleet import Fleet
 from zcluster.core.fleet_worker import SERVING
 from zcluster.core.mail import Members
 from zcluster.core.messages import Event, Snapshot
 from zcluster.core.slow import slowest
+
+# Workers say what they like in a heartbeat; a sum that msgpack cannot carry would end the master that encodes it.
+COUNT_MAX: Final = 2**63 - 1
 
 
 def fleet_snapshot(
@@ -50,7 +54,7 @@ def fleet_snapshot(
         received=dict(received),
         recent=recent,
         slow=slowest({worker.id: worker.beat.slow for worker in fleet.living() if worker.pid and worker.beat}),
-        refused=dict(refused),
+        refused={reason: min(max(0, count), COUNT_MAX) for reason, count in refused.items()},
         members=members,
         slots=tuple(fleet.wanted),
         vacant=fleet.vacancies(now),

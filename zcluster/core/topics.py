@@ -186,13 +186,13 @@ class Subscriber:
             return out  # all of it has come
         self._anyones += answer.lost.get("", 0)
         unsure = {sender: answer.senders[sender] for sender in self._unsure & answer.senders.keys()}
-        for number in range(self.upto + 1, answer.last + 1):
-            held = self._held.pop(number, None)
+        for number in sorted(number for number in self._held if number <= answer.last):  # not all that are lost
+            held = self._held.pop(number)
             self.upto = number
-            if held is not None:
-                if unsure.get(held.sender, held.serial) < held.serial:
-                    self._look_back(held.sender, unsure.pop(held.sender), out)
-                self._process(held, out)
+            if unsure.get(held.sender, held.serial) < held.serial:
+                self._look_back(held.sender, unsure.pop(held.sender), out)
+            self._process(held, out)
+        self.upto = answer.last
         for sender, serial in unsure.items():
             self._look_back(sender, serial, out)
         for topic, count in answer.lost.items():

@@ -80,8 +80,6 @@ def question(verb: str, args: Raw, asker: f.Asker) -> f.Question:
                 return f.Signal(asker, blow.slot, blow.signal, blow.worker)
     # As the bus's own decoder: whatever the bytes are, it is one of these.
     except (ValidationError, ValueError, RecursionError, MemoryError) as error:
-        if isinstance(error, Unclear):
-            raise
         raise Unclear(f"the arguments of {verb!r} cannot be understood: {error}") from error
     raise Unclear(f"this master does not know the verb {verb!r:.50}")
 

@@ -24,8 +24,8 @@ class Beats:
         self._engine, self._overdue = engine, overdue
         self.fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
-    def take(self, now: float, *, serving: bool) -> Beat:
-        """The beat at `now` (monotonic seconds); `serving`: the engine's loop runs."""
+    def take(self, now: float, *, serving: bool, state: str) -> Beat:
+        """The beat at `now` (monotonic seconds); `serving`: the engine's loop runs; `state` as in the lane."""
         stats = self._engine.stats
         oldest = stats.oldest_started
         pages = int(os.pread(self.fd, 256, 0).split()[1])
@@ -41,4 +41,5 @@ class Beats:
             refused=dict(stats.refused),
             stuck=self._overdue.stuck,
             given_up=self._overdue.given_up,
+            state=state,
         )

@@ -84,7 +84,10 @@ class Sink:
         kept = current.streams[self._stream - 1]
         stream = kept if kept >= 0 else self._stream  # the app's output may be captured, ours is not
         if stat.S_ISFIFO(os.fstat(stream).st_mode):
-            return os.open(f"/proc/self/fd/{stream}", flags)
+            try:
+                return os.open(f"/proc/self/fd/{stream}", flags)
+            except PermissionError:  # another user's: it may block us, who write when there is room, and are a thread
+                return os.dup(stream)
         # The same description, for its offset: a file that a shell opened for `>` is not open for appending. It keeps
         # its place also when the application redirects the stream.
         return os.dup(stream)  # closed by an exec

@@ -9,7 +9,7 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from zcluster.core.codec import decode_control, encode_control
 from zcluster.core.messages import Control
@@ -108,9 +108,19 @@ class Channel:
         """Everything that has arrived, with its descriptors (the caller owns them). Sets `closed` at the end of file.
 
         The last words of a process that has died are among it. Raises BadFrame for what is not one of our messages:
-        both ends are ours, so that is a bug.
+        both ends are ours, so that is a bug. Nothing is returned then, and no descriptor is left open: a launcher
+        outlives a master that is beside itself.
         """
         arrived: list[tuple[Control, list[int]]] = []
+        try:
+            self._receive_all(arrived)
+        except BusError:
+            for _message, fds in arrived:
+                _close(fds)
+            raise
+        return arrived
+
+    def _receive_all(self, arrived: list[tuple[Control, list[int]]]) -> None:
         while not self.closed:
             try:
                 frame, fds = self._receive_one()
@@ -118,12 +128,16 @@ class Channel:
                 break
             except ConnectionResetError:
                 continue  # told once, when it died with messages of ours unread; what it had sent comes after that
-            if not frame:
+            if not frame:  # the end of file, or an empty datagram, which nobody of ours sends
+                _close(fds)
                 self._is_unheard = self.closed = True
                 self._drop_waiting()
                 break
-            arrived.append((decode_control(frame), fds))
-        return arrived
+            try:
+                arrived.append((decode_control(frame), fds))
+            except BusError:
+                _close(fds)
+                raise
 
     def first_message(self) -> Control:
         """Wait for the message every child gets right after its start. Raises BusError when it does not come."""
@@ -135,10 +149,9 @@ class Channel:
             frame, fds = self._receive_one()
         except OSError as error:
             raise BusError(f"the starter of this process sent no first message: {error}") from error
+        _close(fds)  # none is sent with it
         if not frame:
             raise BusError("the starter of this process went away before it sent the first message")
-        for fd in fds:  # none is sent with it
-            os.close(fd)
         return decode_control(frame)
 
     def _receive_one(self) -> tuple[bytes, list[int]]:
@@ -151,16 +164,14 @@ class Channel:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(data[: len(data) - len(data) % item_bytes])
         if flags & socket.MSG_CTRUNC:  # recvmsg(2): the table of descriptors is full
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
             raise BusError(
                 "the descriptors of a control message were lost; raise the limit of open files (ulimit -n)"
             )
         return frame, list(fds)
 
     def _drop_first(self) -> None:
-        for fd in self._waiting.popleft()[1]:
-            os.close(fd)
+        _close(self._waiting.popleft()[1])
 
     def _drop_waiting(self) -> None:
         while self._waiting:
@@ -175,3 +186,8 @@ class Channel:
         self._is_unheard = self.closed = True
         self._drop_waiting()
         self._sock.close()
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

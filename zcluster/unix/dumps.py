@@ -28,6 +28,8 @@ LOOK_AGAIN_S: Final = 0.01  # a dump of ten threads takes less than a millisecon
 LIMIT_S: Final = 5.0
 NOTE_MAX_BYTES: Final = 1 << 20  # a note that has grown to this begins anew: a hundred dumps on tmpfs are enough
 GENERATIONS_MAX: Final = NAMES_BYTE - ZYGOTE_BASE  # bytes of the lock file that belong to zygotes
+# Root may ask for the stacks of another user's cluster, whose files can be links to root's, or pipes without an end.
+_AS_IT_IS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BIT: Final = 1 << (process.DUMP_SIGNAL - 1)
 
 
@@ -135,10 +137,11 @@ class Dumps:
 def _begin_anew(path: Path) -> int:
     """Where the next dump begins in this note, which is emptied when it has become too long."""
     try:
-        size = path.stat().st_size
-        if size > NOTE_MAX_BYTES:
-            os.truncate(path, 0)  # its writer appends
-            return 0
+        with os.fdopen(os.open(path, os.O_WRONLY | _AS_IT_IS), "wb", buffering=0) as note:
+            size = os.fstat(note.fileno()).st_size
+            if size > NOTE_MAX_BYTES:
+                note.truncate(0)  # its writer appends
+                return 0
     except OSError:  # gone with its process
         return 0
     return size
@@ -146,7 +149,7 @@ def _begin_anew(path: Path) -> int:
 
 def _read(path: Path, offset: int) -> str:
     try:
-        with path.open("rb") as note:
+        with os.fdopen(os.open(path, os.O_RDONLY | _AS_IT_IS), "rb") as note:
             size = os.fstat(note.fileno()).st_size
             # Shorter than it was: somebody else has asked, and emptied it.
             note.seek(max(offset if offset <= size else 0, size - NOTE_MAX_CHARS))

@@ -27,6 +27,8 @@ class PidFile:
     def __init__(self, path: str) -> None:
         """Write it. Raises `SpawnError`: it names a living process, or cannot be written."""
         self.path = Path(path).absolute()
+        if self.path.exists() and not self.path.is_file():  # root could replace /dev/null, and would wait for a FIFO
+            raise SpawnError(f"the pid file {self.path} is there and is no regular file; give another with --pid")
         holder = _holder(self.path)
         if holder:
             raise SpawnError(

@@ -10,8 +10,9 @@ import logging
 import os
 import resource
 import secrets
+import stat
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,11 +191,20 @@ def _hand_over(
                 log.warning("%s cannot remove %s in the end; the next start will", who, listener.unlink)
         if pidfile is not None:
             pidfile.give_to(who.uid, who.gid)
+        _give_streams(who)
     except OSError as error:
         raise SpawnError(f"cannot give {error.filename} to {who}: {error.strerror}") from error
     identity.drop(who, surroundings.given_variables(config))
     log.info("running as %s from here on", who)
     return msgspec.structs.replace(config, **keys)
+
+
+def _give_streams(who: Identity) -> None:
+    """Let the user open the pipes that stdout and stderr are, as container runtimes do: logs open them anew."""
+    for fd in (1, 2):
+        with suppress(OSError):  # closed, or of a user namespace that is not ours: then it is written as it is
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.fchown(fd, who.uid, -1)
 
 
 def _copy(path: Path, target: Path, who: Identity) -> str:
