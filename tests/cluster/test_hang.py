@@ -264,7 +264,7 @@ def test_a_zygote_stopped_for_good():
     with running("hanging:app", *OPTIONS, "--boot-timeout=4") as cluster, Observer(cluster) as seen:
         before = seen.wait_ready(2)
         zygote = see(cluster).zygote
-        with Load(cluster.address) as load:
+        with Load(cluster.address, clients=1, pause_s=0.01) as load:
             kill(zygote, number=signal.SIGSTOP)
             kill(before[0].pid)
             after = seen.wait_ready(2, without=[before[0].pid])

@@ -237,8 +237,8 @@ class Master:
         return hello.worker is not None and lanes.is_holder(self.ledger, self.locks, hello.worker, hello.pid)
 
     def admit(self, worker: m.WorkerInfo, link: bytes) -> None:
-        """A worker has said Hello."""
-        commands = self.fleet.step(f.Hello(worker, link), time.monotonic())
+        """A worker has said Hello; of one that the master before had, perhaps sooner than we look at the lanes."""
+        commands = self.fleet.step(f.Hello(lanes.aged(self.ledger, worker), link), time.monotonic())
         admitted = self.fleet.by_process(worker.pid, worker.start)
         if admitted is not None and admitted.id == worker.id:
             self.peers.bind(link, worker.id)  # before a Drain is sent to it

@@ -40,7 +40,7 @@ def holders(ledger: Ledger, locks: LockFile) -> Holders:
         view = ledger.lane(lane)
         info, pid = view.info(), owners.get(lane)
         if info is not None:
-            info = replace(info, uptime_s=max(0, time.monotonic_ns() - view.born_ns) / 1e9)
+            info = aged(ledger, info)
         if pid is None and info is not None:
             departed.append(info)
         elif info is not None and info.pid == pid:
@@ -48,6 +48,11 @@ def holders(ledger: Ledger, locks: LockFile) -> Holders:
         elif pid is not None:
             foreign.add(lane)
     return Holders(tuple(living), frozenset(foreign), tuple(departed))
+
+
+def aged(ledger: Ledger, info: WorkerInfo) -> WorkerInfo:
+    """The same with the uptime of whoever had its lane last; workers do not say theirs."""
+    return replace(info, uptime_s=max(0, time.monotonic_ns() - ledger.lane(info.lane).born_ns) / 1e9)
 
 
 def is_holder(ledger: Ledger, locks: LockFile, worker: WorkerInfo, pid: int) -> bool:
