@@ -24,7 +24,7 @@ from zcluster.core import messages as m
 from zcluster.core.codec import decode, decode_control, decode_pub, encode, encode_control, encode_pub
 from zcluster.core.fleet import Fleet
 from zcluster.core.fleet_settings import FleetSettings
-from zcluster.core.fleet_wire import for_launcher
+from zcluster.core.fleet_wire import for_launcher, of_worker
 from zcluster.core.ledger import Ledger
 from zcluster.core.mail import MASTER, Got, Mail, Missing
 from zcluster.core.questions import Questions
@@ -110,15 +110,7 @@ class Master:
             self.perform(command)
 
     def hear(self, id_, message):
-        match message:
-            case m.Ready():
-                self.step(f.Ready(id_))
-            case m.Beat():
-                self.step(f.Heard(id_, message))
-            case m.Leaving(reason=reason):
-                self.step(f.Leaving(id_, reason))
-            case _:
-                self.step(f.Heard(id_))
+        self.step(of_worker(id_, message))
 
     def ask(self, question):
         self.step(question)

@@ -10,16 +10,14 @@ import msgspec
 from zcluster.bodies import launcher
 from zcluster.config import Config
 from zcluster.core import messages as m
-from zcluster.errors import BusError, ClusterError
-from zcluster.unix.channel import Channel
+from zcluster.errors import ClusterError
+from zcluster.unix.channel import Channel, boot_of
 
 
 def main(control_fd: int, owner_fd: int) -> int:
     """A launcher of its own process, started by a handle: its first message is a Boot with the configuration."""
     channel = Channel.of_fd(control_fd)
-    boot = channel.first_message()
-    if not isinstance(boot, m.Boot):
-        raise BusError(f"the first message to a launcher was {type(boot).__name__}, not Boot")
+    boot = boot_of(channel.first_message(), "launcher")
     return serve_handle(boot, channel, owner_fd)
 
 

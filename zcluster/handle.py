@@ -37,12 +37,6 @@ _lock = threading.Lock()
 _open_handles: "list[Handle]" = []
 
 
-def open_handles() -> "list[Handle]":
-    """The handles of this process that are open now, oldest first."""
-    with _lock:
-        return list(_open_handles)
-
-
 class Handle:
     """Following one cluster. Any thread may use it; a child forked by this program may not."""
 

@@ -23,7 +23,7 @@ from zcluster import current
 from zcluster.config import Config
 from zcluster.core.messages import Boot, Size
 from zcluster.unix import process
-from zcluster.unix.channel import Channel
+from zcluster.unix.channel import Channel, boot_of
 from zcluster.unix.signals import forget_inherited
 
 log = logging.getLogger("zcluster.handle")
@@ -73,8 +73,7 @@ def forked_main(app: App, owner_fd: int) -> Callable[[int], int]:
 
         _leave_the_program(numbers)
         handle = Channel.of_fd(control_fd)
-        boot = handle.first_message()
-        assert isinstance(boot, Boot), "the handle's first message is a Boot"
+        boot = boot_of(handle.first_message(), "launcher")
         return serve_handle(boot, handle, owner_fd, _contained(zygote_begin))
 
     def zygote_begin(control_fd: int) -> int:

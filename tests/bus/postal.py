@@ -94,6 +94,7 @@ class PostOffice(Master):
         self.do(dead)
 
     def __exit__(self, *details):
+        self.stop_serving()
         self.relay.close()
         super().__exit__(*details)
 

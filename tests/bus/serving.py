@@ -124,9 +124,13 @@ class Master:
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def stop_serving(self):
+        """Before anything that the thread uses is closed."""
         self._running = False
         self._thread.join()
+
+    def __exit__(self, *_):
+        self.stop_serving()
         self.hub.unregister(self._wake)
         os.close(self._wake)
         self.hub.close(linger_ms=0)

@@ -75,11 +75,19 @@ def test_ask_everyone(example):
     cluster = example("ask_everyone")
     ids = {worker.slot: worker.id for worker in cluster.workers.values()}
     pids = {worker.id: worker.pid for worker in cluster.workers.values()}
-    replies = dict(re.findall(r"(?m)^worker (\d+): \{'pid': (\d+), ", cluster.client.get("/").text))
-    assert {int(id_): int(pid) for id_, pid in replies.items()} == pids
+
+    def replied():
+        replies = re.findall(r"(?m)^worker (\d+): \{'pid': (\d+), ", cluster.client.get("/").text)
+        return {int(id_): int(pid) for id_, pid in replies}
+
+    cluster.wait_for(lambda: replied() == pids)  # the example waits 0.5 s for them, which a busy machine may take
     cluster.stop_worker(2)
-    lines = fresh(cluster, "/").splitlines()
-    assert f"worker {ids[2]}: did not reply in time" in lines
-    assert len([line for line in lines if "'pid'" in line]) == 2
+
+    def stopped_is_named():
+        lines = fresh(cluster, "/").splitlines()
+        assert f"worker {ids[2]}: did not reply in time" in lines
+        return sum("'pid'" in line for line in lines) == 2
+
+    cluster.wait_for(stopped_is_named)
     cluster.continue_worker(2)
     cluster.wait_for(lambda: fresh(cluster, "/").count("'pid'") == 3)

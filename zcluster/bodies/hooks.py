@@ -22,10 +22,10 @@ import msgspec
 from zcluster.bus.link import Link
 from zcluster.config import Config
 from zcluster.core.hookcalls import Call, ClusterInfo, HookCalls
-from zcluster.core.messages import EVENTS, Boot, Hello, Stop
-from zcluster.errors import AppError, BusError
+from zcluster.core.messages import EVENTS, Hello, Stop
+from zcluster.errors import AppError
 from zcluster.unix import leash, logs, process
-from zcluster.unix.channel import Channel
+from zcluster.unix.channel import Channel, boot_of
 from zcluster.unix.hooked import Hooked
 from zcluster.unix.signals import HEARD, Signals
 
@@ -42,9 +42,7 @@ def main(control_fd: int) -> int:
     """Run the service until the launcher ends it."""
     signals = Signals(HEARD)
     channel = Channel.of_fd(control_fd)
-    boot = channel.first_message()
-    if not isinstance(boot, Boot):
-        raise BusError(f"the first message to a service was {type(boot).__name__}, not Boot")
+    boot = boot_of(channel.first_message(), "service")
     config = msgspec.msgpack.decode(boot.config, type=Config)
     run_dir = Path(boot.run_dir)
     logs.begin(boot.kind, config, run_dir)

@@ -27,16 +27,15 @@ from zcluster.core import fleet_events as f
 from zcluster.core import messages as m
 from zcluster.core.fleet import Fleet
 from zcluster.core.fleet_settings import FleetSettings
-from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
+from zcluster.core.fleet_wire import for_launcher, of_launcher, of_worker, of_zygote
 from zcluster.core.fleet_worker import ONLINE, READY
 from zcluster.core.mail import Got, Mail, Missing
 from zcluster.core.questions import Questions
 from zcluster.core.services import Services, kinds
 from zcluster.core.snapshot import fleet_snapshot, who_is_there
 from zcluster.core.standing import Standing
-from zcluster.errors import BusError
 from zcluster.unix import lanes, leash, logs, process, vitals
-from zcluster.unix.channel import Channel
+from zcluster.unix.channel import Channel, boot_of
 from zcluster.unix.ending import Ending
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import MASTER_BYTE, LockFile
@@ -53,9 +52,7 @@ def main(control_fd: int) -> int:
     """Run a master; returns its exit code."""
     signals = Signals(HEARD)
     channel = Channel.of_fd(control_fd)
-    boot = channel.first_message()
-    if not isinstance(boot, m.Boot):
-        raise BusError(f"the first message to a master was {type(boot).__name__}, not Boot")
+    boot = boot_of(channel.first_message(), "master")
     config = msgspec.msgpack.decode(boot.config, type=Config)
     run_dir = Path(boot.run_dir)
     logs.begin("master", config, run_dir, logs.PATIENCE_SHORT_S)
@@ -247,15 +244,7 @@ class Master:
 
     def hear(self, id_: int, message: m.Message) -> None:
         """A worker has said something else."""
-        match message:
-            case m.Ready():
-                self._step(f.Ready(id_))
-            case m.Beat():
-                self._step(f.Heard(id_, message))
-            case m.Leaving(reason=reason):
-                self._step(f.Leaving(id_, reason))
-            case _:
-                self._step(f.Heard(id_))
+        self._step(of_worker(id_, message))
 
     def ask(self, question: f.Question) -> None:
         """Somebody has a question that changes something."""

@@ -24,11 +24,9 @@ import msgspec
 
 from zcluster.config import Config
 from zcluster.core.ledger import Ledger
-from zcluster.core.messages import Boot
-from zcluster.errors import BusError
 from zcluster.unix import logs, process
 from zcluster.unix.captured import UNBORN_S, Captured
-from zcluster.unix.channel import Channel
+from zcluster.unix.channel import Channel, boot_of
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import CHECKPOINT_BYTE, LANES_END, OUTPUT_BYTE, LockFile
 from zcluster.unix.signals import HEARD, Signals
@@ -56,9 +54,7 @@ def main(control_fd: int) -> int:
     """
     signals = Signals(HEARD)
     channel = Channel.of_fd(control_fd)
-    boot = channel.first_message()
-    if not isinstance(boot, Boot):
-        raise BusError(f"the first message to a service was {type(boot).__name__}, not Boot")
+    boot = boot_of(channel.first_message(), "service")
     config = msgspec.msgpack.decode(boot.config, type=Config)
     run_dir = Path(boot.run_dir)
     patience_s = OUTPUT_PATIENCE_S if boot.kind == "output" else logs.PATIENCE_S

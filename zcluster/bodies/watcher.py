@@ -21,9 +21,8 @@ import msgspec
 from zcluster.bus.link import Link
 from zcluster.config import Config
 from zcluster.core import messages as m
-from zcluster.errors import BusError
 from zcluster.unix import leash, logs, process
-from zcluster.unix.channel import Channel
+from zcluster.unix.channel import Channel, boot_of
 from zcluster.unix.signals import HEARD, Signals
 
 log = logging.getLogger("zcluster.reload")
@@ -37,9 +36,7 @@ def main(control_fd: int) -> int:
     """Watch until the launcher closes our control socket; returns the exit code."""
     signals = Signals(HEARD)
     channel = Channel.of_fd(control_fd)
-    boot = channel.first_message()
-    if not isinstance(boot, m.Boot):
-        raise BusError(f"the first message to a watcher was {type(boot).__name__}, not Boot")
+    boot = boot_of(channel.first_message(), "watcher")
     config = msgspec.msgpack.decode(boot.config, type=Config)
     logs.begin("watcher", config, Path(boot.run_dir))
     log.warning("--reload is for development: it watches files, and shows tracebacks to every client")

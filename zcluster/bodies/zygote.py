@@ -29,10 +29,10 @@ from zcluster.config import Config
 from zcluster.core import messages as m
 from zcluster.core.births import Births
 from zcluster.core.codec import decode_control, encode_control
-from zcluster.errors import AppError, BusError, ConfigError, SpawnError
+from zcluster.errors import AppError, ConfigError, SpawnError
 from zcluster.unix import failure, leash, logs, process, surroundings
 from zcluster.unix.birth import Birth
-from zcluster.unix.channel import Channel
+from zcluster.unix.channel import Channel, boot_of
 from zcluster.unix.forksafety import hazards
 from zcluster.unix.hooked import find_hooks
 from zcluster.unix.locks import LockFile, zygote_byte
@@ -55,9 +55,7 @@ def main(control_fd: int, worker_main: Callable[[Birth], int], resumed: str = ""
     """
     signals = Signals(HEARD)
     channel = Channel.of_fd(control_fd)
-    boot = _left_boot(int(resumed)) if resumed else channel.first_message()
-    if not isinstance(boot, m.Boot):
-        raise BusError(f"the first message to a zygote was {type(boot).__name__}, not Boot")
+    boot = boot_of(_left_boot(int(resumed)) if resumed else channel.first_message(), "zygote")
     for fd in boot.listener_fds:
         os.set_inheritable(fd, False)  # nothing that the app executes holds our ports
     launcher_fd = os.pidfd_open(boot.launcher_pid)

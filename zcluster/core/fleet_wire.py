@@ -1,4 +1,4 @@
-"""Between control messages and the fleet: what launcher and zygotes say, as events; its commands, as messages.
+"""Between messages and the fleet: what launcher, zygotes and workers say, as events; its commands, as messages.
 
 Invariant: a translation, and nothing else: no state, and nothing is decided here.
 """
@@ -49,3 +49,16 @@ def of_zygote(generation: int, message: m.Control, epoch: int) -> f.FleetEvent |
         case m.Synced(epoch=asked, imported=imported, forks=forks) if asked == epoch:
             return f.Synced(forks, imported)
     return None
+
+
+def of_worker(id_: int, message: m.Message) -> f.FleetEvent:
+    """What a worker that is admitted says; whatever it is, it is a sign of life."""
+    match message:
+        case m.Ready():
+            return f.Ready(id_)
+        case m.Beat():
+            return f.Heard(id_, message)
+        case m.Leaving(reason=reason):
+            return f.Leaving(id_, reason)
+        case _:
+            return f.Heard(id_)

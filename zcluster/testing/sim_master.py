@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from zcluster.core import fleet_events as f
 from zcluster.core import messages as m
 from zcluster.core.fleet import Fleet
-from zcluster.core.fleet_wire import for_launcher, of_launcher, of_zygote
+from zcluster.core.fleet_wire import for_launcher, of_launcher, of_worker, of_zygote
 from zcluster.core.fleet_worker import ONLINE, READY
 from zcluster.core.mail import Got, Mail, Missing, worker_name
 from zcluster.core.questions import Questions
@@ -226,7 +226,7 @@ class Master(Actor):
         if peer is None:
             return
         if peer.worker:
-            self._on_worker(peer.worker, message)
+            self._step(of_worker(peer.worker, message))
         elif isinstance(message, m.Leaving):
             self.bus.left(peer.mailbox)
         match message:
@@ -257,17 +257,6 @@ class Master(Actor):
                     self.bus.peers.bind(conn.link, info.id)
                 self._perform(commands)
         return True
-
-    def _on_worker(self, id_: int, message: m.Message) -> None:
-        match message:
-            case m.Ready():
-                self._step(f.Ready(id_))
-            case m.Beat():
-                self._step(f.Heard(id_, message))
-            case m.Leaving(reason=reason):
-                self._step(f.Leaving(id_, reason))
-            case _:
-                self._step(f.Heard(id_))
 
     def _welcome(self, conn: "Conn") -> None:
         self.bus.probe(conn)

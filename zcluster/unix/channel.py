@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from zcluster.core.codec import decode_control, encode_control
-from zcluster.core.messages import Control
+from zcluster.core.messages import Boot, Control
 from zcluster.errors import BusError
 
 # A datagram must fit into the send buffer (net.core.wmem_default, 208 KiB); a traceback is the largest thing sent.
@@ -191,3 +191,10 @@ class Channel:
 def _close(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def boot_of(message: Control, role: str) -> Boot:
+    """Return the Boot that the first message to a process in this role is; raises BusError when it is another."""
+    if not isinstance(message, Boot):
+        raise BusError(f"the first message to a {role} was {type(message).__name__}, not Boot")
+    return message
