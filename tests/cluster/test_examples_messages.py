@@ -6,7 +6,6 @@ import pytest
 from test_examples import EXAMPLES
 
 READERS = 20  # fresh connections, which any worker may take
-CONNECTIONS_MAX = 60  # kept open until each of three workers has one: they share them evenly
 
 
 @pytest.fixture
@@ -52,13 +51,16 @@ def test_cache_invalidate(example, monkeypatch, tmp_path):
     """A value that was cached by every worker is read anew by every worker after one of them has changed it."""
     monkeypatch.setenv("STORE", str(tmp_path))
     cluster = example("cache_invalidate")
-    clients = {}  # by worker: connections are kept open, and the workers share them evenly
-    for _ in range(CONNECTIONS_MAX):
+    clients = {}  # by worker: one connection each, and who has none is given the next
+
+    def each_has_one():
         client = cluster.new_client()
-        clients.setdefault(int(re.search(r"by (\d+)", client.get("/colour").text)[1]), client)
-        if len(clients) == 3:
-            break
-    assert set(clients) == {worker.pid for worker in cluster.workers.values()}
+        pid = int(re.search(r"by (\d+)", client.get("/colour").text)[1])
+        if clients.setdefault(pid, client) is not client:
+            client.close()
+        return set(clients) == {worker.pid for worker in cluster.workers.values()}
+
+    cluster.wait_for(each_has_one)
 
     def all_answer(value):
         return all(client.get("/colour").text == f"{value} (cached by {pid})\n" for pid, client in clients.items())
