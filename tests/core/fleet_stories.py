@@ -12,6 +12,7 @@ Worker id N is the process 100+N, started at tick 1000+N. Chance always answers 
 import re
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from zcluster.core import fleet_events as f
@@ -38,13 +39,28 @@ class Story:
         self.fleet = Fleet(self.settings, epoch=1, next_worker_id=1, random=lambda: 0.0, strict=True)
         self.asked = 0  # questions: the n-th is answered as `reply n`
         self.known: dict[int, WorkerInfo] = {}  # as they were asked for
+        self.unusual: dict[
+            int, tuple[int, int]
+        ] = {}  # pid and start of the last that said it was worker N, but is not
 
     def step(self, event: f.FleetEvent, now: float) -> list[f.FleetCommand]:
         commands = self.fleet.step(event, now)
         for command in commands:
+            self.check(command)
             if isinstance(command, f.Fork):
                 self.known[command.worker.id] = command.worker
         return commands
+
+    def check(self, command: f.FleetCommand) -> None:
+        """What histories do not show of a command is right as well: its types, and which process or link it means."""
+        plain = msgspec.to_builtins(command, builtin_types=(bytes,))
+        msgspec.convert(plain, type(command), builtin_types=(bytes,), str_keys=True)
+        match command:
+            case f.Terminate() | f.Dump() | f.Kill() | f.SendSignal():
+                usual = (100 + command.id, 1000 + command.id)
+                assert (command.pid, command.start) == self.unusual.get(command.id, usual)
+            case f.Refuse():
+                assert command.link == b"link"
 
     def info(self, id_: int, **more: object) -> WorkerInfo:
         """The WorkerInfo of a worker as its process would send it."""
@@ -119,7 +135,10 @@ class Story:
         }[word]()
 
     def _told(self, plain: list[str], given: dict[str, str]) -> WorkerInfo:
-        return self.info(int(plain[0]), **{name: int(value) for name, value in given.items()})
+        told = self.info(int(plain[0]), **{name: int(value) for name, value in given.items()})
+        if told.pid != 100 + told.id:
+            self.unusual[told.id] = told.pid, told.start
+        return told
 
     def _infos(self, text: str) -> tuple[WorkerInfo, ...]:
         infos = []
