@@ -50,3 +50,11 @@ def test_none_was_born():
     assert len(Births()) == 0
     with pytest.raises(IndexError):
         _ = Births().newest
+
+
+def test_the_dead_are_at_most_as_many_as_lived():
+    """After a look at many that live, as many again may be born and die before the next."""
+    births = Births()
+    for number in range(1, 20 * ROOM):
+        births.add(child(number), lambda one: one.pid <= 5 * ROOM)
+        assert len(births) <= max(ROOM, 2 * min(number, 5 * ROOM + 1))

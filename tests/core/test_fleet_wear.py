@@ -1,11 +1,12 @@
 """Limits after which a worker that is well is replaced: when they are reached, and start-first."""
 
+import msgspec
 import pytest
 
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet import Fleet
 from zcluster.core.fleet_settings import FleetSettings
-from zcluster.core.fleet_wear import wear
+from zcluster.core.fleet_wear import story, wear
 from zcluster.core.fleet_worker import READY, Worker
 from zcluster.core.messages import Beat, WorkerInfo
 
@@ -96,3 +97,21 @@ def test_a_replacement_that_cannot_start_costs_nothing():
     assert step(f.Died(103, 1, 1, None), 6.3) == ["exit 3: exited code 1"]
     assert [worker.state for worker in fleet.living()] == [READY, READY]
     assert step(f.Ticked(), 6.5) == ["fork 4 slot=0"]
+
+
+@pytest.mark.parametrize(
+    ("worn", "given_up", "text"),
+    [
+        ("max requests", 0, "has reached its limit (max requests): another one is started"),
+        ("max requests", 1, "has reached its limit (max requests): another one is started"),
+        ("timeout", 1, "has 1 request that does not come back from the application"),
+        ("timeout", 2, "has 2 requests that do not come back from the application"),
+    ],
+)
+def test_what_is_logged(worn, given_up, text):
+    """Which limit, or how many requests it was given up for."""
+    worker = Worker(WorkerInfo(1, 0, 0, 1, 100, 1), 50.0, READY)
+    worker.worn, worker.beat = worn, msgspec.structs.replace(beat(10), given_up=given_up)
+    assert text in story(worker)
+    worker.beat = None  # adopted with a verdict of the master before, and not heard yet
+    assert "has reached its limit" in story(worker)

@@ -58,6 +58,7 @@ def test_a_worker_that_is_given_up():
     assert story.take([event("error", worker(1, state="ready")), event("error", None, "no import")]) == []
     assert names(story.take([event("exit", worker(1, signal=9))])) == ["child_exit"]
     assert story.take([event("exit", worker(1, signal=9)), event("disconnect", worker(1))]) == []
+    assert story.cluster.workers == ()
 
 
 def test_a_process_that_follows_another_one():
@@ -65,12 +66,12 @@ def test_a_process_that_follows_another_one():
     story = HookCalls(began=True, was_ready=True)
     assert story.take([Joined(snapshot(worker(1), state="running"), again=False)]) == []
     assert story.take([event("running")]) == []
-    late = HookCalls()
-    assert names(late.take([Joined(snapshot(worker(1), state="degraded"), again=False)])) == [
-        "on_starting",
-        "when_ready",
-    ]
-    assert late.take([event("running")]) == []
+    for state in ("running", "degraded"):
+        late = HookCalls()
+        joined = late.take([Joined(snapshot(worker(1), state=state), again=False)])
+        assert names(joined) == ["on_starting", "when_ready"]
+        assert late.take([event("running")]) == []
+        assert late.take([Joined(snapshot(worker(1), state=state, epoch=2), again=True)]) == []
 
 
 def test_an_exit_that_was_missed():
@@ -91,3 +92,25 @@ def test_the_end():
     (last, end) = story.end()
     assert (last[0], last[1][0].id, end) == ("child_exit", 1, ("on_exit", ()))
     assert story.cluster.workers == ()
+
+
+def test_a_worker_that_leaves_is_seen_to_leave():
+    """Hooks see the state a worker was last told in."""
+    story = HookCalls(began=True, was_ready=True)
+    story.take([Joined(snapshot(worker(1), state="running"), again=False)])
+    assert story.take([event("disconnect", worker(1, state="draining"))]) == []
+    assert [there.state for there in story.cluster.workers] == ["draining"]
+
+
+def test_what_came_before_a_new_master_in_one_batch():
+    """An exit that was heard of just before the link was lost is not forgotten for what the next master says."""
+    story = HookCalls(began=True, was_ready=True)
+    story.take([Joined(snapshot(worker(1), worker(2), state="running"), again=False)])
+    dead = worker(1, exitcode=0)
+    batch = [event("exit", dead), Joined(snapshot(worker(2), state="running", epoch=2), again=True)]
+    assert story.take(batch) == [("child_exit", (dead,))]
+
+
+def test_an_end_before_the_beginning():
+    """A cluster that ends before anything was heard of it has nobody to miss."""
+    assert HookCalls().end() == [("on_exit", ())]

@@ -68,7 +68,9 @@ def test_a_ledger_without_its_magic_is_refused():
         (lambda b: b + bytes(4096), "cut or damaged"),
         (lambda b: b"", "no ledger"),
         (lambda b: b"x" + b[1:], "not a ledger"),
+        (lambda b: b"{" + b[1:], "not a ledger"),
         (lambda b: b[:7] + b"\x02" + b[8:], "layout 2"),
+        (lambda b: b[:7] + b"\x03" + b[8:], "layout 3"),
         (lambda b: b[:8] + bytes(8) + b[16:], "lanes"),
         (lambda b: b[:16] + b"\xff" * 8 + b[24:], "lanes"),
         (lambda b: b[:24] + bytes(8) + b[32:], "cut or damaged"),
@@ -166,6 +168,20 @@ def test_only_used_lanes_are_summed_and_their_number_only_grows():
     ledger.use_lane(3)
     ledger.use_lane(0)
     assert (ledger.used_lanes, ledger.total(0), ledger.cell(3, 0), ledger.cell(0, 0)) == (4, 105, 5, 0)
+
+
+def test_each_cell_is_a_place_of_its_own():
+    """What a lane stores for a counter is read there, by its lane and index, and in that counter's total alone."""
+    block, ledger = made(lanes=3, counters=3)
+    ledger.use_lane(2)
+    for lane in range(3):
+        for index in range(3):
+            ledger.lane(lane).cells[index] = 1 << (4 * lane + index)
+    reader = Ledger(block)
+    for index in range(3):
+        assert [reader.cell(lane, index) for lane in range(3)] == list(reader.cells(index))
+        assert list(reader.cells(index)) == [1 << (4 * lane + index) for lane in range(3)]
+        assert reader.total(index) == 0x111 << index
 
 
 @pytest.mark.parametrize("lane", [-1, 4])

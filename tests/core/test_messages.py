@@ -171,7 +171,16 @@ def test_a_subscription_is_the_beginning_of_its_frames_and_of_no_others():
 
 
 @pytest.mark.parametrize(
-    "head", [b"\x01\0", b"\x01" + b"x" * 300 + b"\0", b"\x01\xff\xfe\0", b"\x01totals", b"\x02t\0"]
+    "head",
+    [
+        b"\x01\0",
+        b"\x01\0t\0",
+        b"\x01" + b"x" * 300 + b"\0",
+        b"\x01" + b"x" * (MAX_TOPIC_BYTES + 1) + b"\0",
+        b"\x01\xff\xfe\0",
+        b"\x01totals",
+        b"\x02t\0",
+    ],
 )
 def test_a_frame_of_pub_without_a_proper_topic_is_a_bad_frame(head):
     """No topic, an endless one, one that is not UTF-8, no NUL, another version."""

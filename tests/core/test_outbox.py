@@ -82,6 +82,8 @@ def test_a_question_whose_answer_was_lost_is_asked_again():
     for times in (1, 2):
         box.repeat(now + times * ASK_AGAIN_S)
         assert [type(message) for message in drain(box)] == [Ask]
+        box.repeat(now + times * ASK_AGAIN_S + 0.01)
+        assert drain(box) == []
     box.answered(1)
     box.repeat(now + 3 * ASK_AGAIN_S)
     assert drain(box) == []

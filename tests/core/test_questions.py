@@ -7,7 +7,7 @@ from zcluster.core import fleet_events as f
 from zcluster.core import questions
 from zcluster.core.messages import Answer, Ask, Received, Size
 from zcluster.core.questions import Questions
-from zcluster.core.verbs import NO_RELOAD, VERBS, Unclear, question
+from zcluster.core.verbs import NO_RELOAD, SIGNAL_MAX, SIZE_MAX, TOKEN_MAX_CHARS, VERBS, Unclear, question
 
 ASKER = (100, 7, 1)
 
@@ -28,7 +28,12 @@ def raw(args):
         ("disconnect", {}, f.Close(ASKER, None)),
         ("disconnect", {"worker": 3}, f.Close(ASKER, 3)),
         ("reload", {"token": "a"}, f.Reload(ASKER, "a")),
+        ("scale", {"to": SIZE_MAX}, f.Scale(ASKER, SIZE_MAX, 0)),
+        ("reload", {"token": "x" * TOKEN_MAX_CHARS}, f.Reload(ASKER, "x" * TOKEN_MAX_CHARS)),
         ("restart", {"slot": 1}, f.Restart(ASKER, 1)),
+        ("restart", {"slot": 1, "worker": 4}, f.Restart(ASKER, 1, 4)),
+        ("kill", {"slot": 1, "signal": 1}, f.Signal(ASKER, 1, 1, 0)),
+        ("kill", {"slot": 1, "signal": SIGNAL_MAX}, f.Signal(ASKER, 1, SIGNAL_MAX, 0)),
         ("kill", {"slot": 1, "signal": 15, "worker": 4}, f.Signal(ASKER, 1, 15, 4)),
     ],
 )
@@ -44,12 +49,14 @@ def test_what_is_understood(verb, args, wish):
         ("scale", {}, "{'to': N} or {'by': +N or -N}"),
         ("scale", {"to": 1, "by": 1}, "{'to': N} or {'by': +N or -N}"),
         ("scale", {"to": -1}, "cannot have -1 workers"),
-        ("scale", {"by": 10**9}, "at most"),
+        ("scale", {"by": -(10**9)}, "at most"),
+        ("scale", {"to": SIZE_MAX + 1}, "at most"),
         ("scale", {"to": "four"}, "arguments of 'scale' cannot be understood: Expected `int"),
         ("scale", {"too": 4}, "unknown field `too`"),
         ("scale", [4], "cannot be understood"),
         ("fork", {"env": {"A=B": "c"}}, "'A=B' cannot be the name"),
         ("fork", {"env": {"": "c"}}, "'' cannot be the name"),
+        ("fork", {"env": {"A\0B": "c"}}, "'A\\x00B' cannot be the name"),
         ("fork", {"env": {"A": "b\0c"}}, "'A' has a NUL"),
         ("fork", {"env": {"A": 1}}, "cannot be understood"),
         ("disconnect", {"worker": "x"}, "cannot be understood"),
@@ -123,6 +130,7 @@ def test_mistakes_are_answered_at_once():
     asked = Questions(can_reload=False)
     heard = asked.hear(b"link", ASKER, Ask(1, "scale"))
     assert isinstance(heard, Answer)
+    assert heard.number == 1
     assert "'to': N" in heard.error
     assert asked.hear(b"link", ASKER, Ask(2, "reload", raw({"token": "a"}))) == Answer(2, NO_RELOAD)
 
@@ -136,8 +144,10 @@ def test_what_is_kept_is_bounded(monkeypatch):
         assert asked.hear(b"link", (1, 1, number), Ask(number, "fork")) == f.Open((1, 1, number))
     refused = asked.hear(b"link", (1, 1, 3), Ask(3, "fork"))
     assert isinstance(refused, Answer)
+    assert refused.number == 3
     assert "wait for an answer already" in refused.error
     for number in (1, 2, 3):
         asked.answer(f.Reply((1, 1, number)))
     assert asked.hear(b"link", (1, 1, 1), Ask(1, "fork")) == f.Open((1, 1, 1))
-    assert isinstance(asked.hear(b"link", (1, 1, 3), Ask(3, "fork")), Answer)
+    for number in (2, 3):
+        assert isinstance(asked.hear(b"link", (1, 1, number), Ask(number, "fork")), Answer)

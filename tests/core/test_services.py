@@ -64,6 +64,7 @@ def test_which_are_wanted():
     """What the options ask for."""
     assert kinds(make_config(app="a")) == ()
     assert kinds(make_config(app="a", state="s", reload=True)) == ("checkpoint", "watcher")
+    assert kinds(make_config(app="a", capture_output=True, hooks="a:B")) == ("output", "hooks")
 
 
 def test_a_service_that_was_never_wanted_or_is_known_changes_nothing():

@@ -78,4 +78,5 @@ def test_a_snapshot_of_a_large_cluster_stays_small():
 def test_a_request_in_words_fits_into_a_line_of_any_terminal():
     """Letters of other alphabets and control characters are spelled out, long ones cut."""
     assert module.named("GET", "/caf\xc3\xa9\n") == "GET /caf\\xe9\\n"
+    assert module.named("GET", "/a b\\c~\x7f") == "GET /a b\\c~\\x7f"
     assert module.named("M" * 99, "/").startswith("M" * (module.METHOD_MAX_CHARS - 3) + "... ")

@@ -1,10 +1,13 @@
 """The one line that a service manager shows."""
 
+from fleet_stories import Story
+
 from zcluster.core import fleet_events as f
+from zcluster.core import messages as m
 from zcluster.core.fleet import Fleet
 from zcluster.core.fleet_settings import FleetSettings
 from zcluster.core.masterwatch import CHECK_S, REPAIR_S, MasterWatch
-from zcluster.core.standing import Standing
+from zcluster.core.standing import Standing, standing
 
 
 def test_it_is_said_when_it_has_changed():
@@ -21,6 +24,29 @@ def test_it_is_said_when_it_has_changed():
     tell()
     tell()
     assert said == ["starting: 0 of 2 workers, generation 1", "stopping: 0 workers are left"]
+
+
+def test_what_is_said():
+    """How many of how many are ready, whether something is lacking, and which code serves or is about to."""
+    story = Story(workers=2)
+    story.run_up()
+    assert standing(story.fleet) == "running: 2 workers, generation 1"
+    story.step(f.Reload((1, 1, 1), "a"), 1.0)
+    assert standing(story.fleet) == "running: 2 workers, generation 1, generation 2 is being introduced"
+    for event in (f.ZygoteUp(2), f.ImportFailed(2, "SyntaxError"), f.ZygoteDied(2, 3)):
+        story.step(event, 1.1)
+    story.step(f.Died(101, 1001, 1, None), 8.0)
+    assert standing(story.fleet) == "running: 1 of 2 workers, generation 1"
+    story.become(3, "forked", 8.0)
+    story.step(f.Died(103, 1003, 1, None), 8.1)
+    assert standing(story.fleet) == "degraded: 1 of 2 workers, generation 1"
+
+
+def test_it_is_for_the_launcher():
+    """No number of workers stands in it: that would be the line that says the cluster is ready."""
+    said = []
+    Standing().tell(Story(workers=2).fleet, said.append)
+    assert said == [m.Running(0, "starting: 0 of 2 workers, generation 1")]
 
 
 def test_when_a_restart_would_help():

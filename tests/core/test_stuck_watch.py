@@ -88,3 +88,13 @@ def test_the_longest_comes_first():
     told = found.look([running(1, 10.0), running(2, 4.0), running(3, 12.0)], 12.5)
     assert [one.request.key for one in told] == [2, 1]
     assert [one.request.key for one in found.given_up] == [2]
+
+
+def test_a_look_exactly_at_the_limit_is_not_late():
+    """A second between two looks is what a busy machine may take; more than that is nobody's fault."""
+    on_time, late = StuckWatch(5.0, 2.0, 0.25), StuckWatch(5.0, 2.0, 0.25)
+    assert (on_time.stuck, on_time.given_up) == ((), ())
+    for step in range(5):
+        assert on_time.look([running()], 10.0 + step) == late.look([running()], 10.0 + 1.001 * step) == []
+    assert [one.idle_s for one in on_time.look([running()], 15.0)] == [5.0]
+    assert late.look([running()], 15.005) == []
