@@ -22,6 +22,8 @@ from zcluster.core.messages import Beat, WorkerInfo
 
 HISTORIES = Path(__file__).parent / "histories"
 FRESH = f.LaneAges(0.1, 0.1, in_app=False)
+# What a tick does for no other reason than that its time has come, unless a worker has reached one of its limits.
+BY_ITSELF = (f.Fork, f.StartZygote, f.SendDrain, f.Terminate, f.Kill, f.KillZygote, f.DumpZygote, f.Finish)
 
 
 def worker(id_: int, slot: int | None = None, lane: int | None = None, **more: object) -> WorkerInfo:
@@ -37,6 +39,7 @@ class Story:
     def __init__(self, **settings: float) -> None:
         self.settings = FleetSettings(**{"workers": 2, **settings})
         self.fleet = Fleet(self.settings, epoch=1, next_worker_id=1, random=lambda: 0.0, strict=True)
+        self.due = float("-inf")  # when the fleet will do something by itself, as it has said after the last event
         self.asked = 0  # questions: the n-th is answered as `reply n`
         self.known: dict[int, WorkerInfo] = {}  # as they were asked for
         self.unusual: dict[
@@ -45,6 +48,10 @@ class Story:
 
     def step(self, event: f.FleetEvent, now: float) -> list[f.FleetCommand]:
         commands = self.fleet.step(event, now)
+        if isinstance(event, f.Ticked) and not self.fleet.is_any_worn():
+            assert now >= self.due or not any(isinstance(command, BY_ITSELF) for command in commands), "not foretold"
+        wait_s = self.fleet.next_deadline(now)
+        self.due = float("inf") if wait_s is None else now + wait_s - 1e-6
         for command in commands:
             self.check(command)
             if isinstance(command, f.Fork):

@@ -5,15 +5,16 @@ from fleet_stories import Story, worker
 from zcluster.config import Config
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet_settings import FleetSettings
+from zcluster.core.mail import Members
 from zcluster.core.messages import Beat, Event, SlowRequest
 from zcluster.core.snapshot import fleet_snapshot, who_is_there
 
 
-def snapshot(story, now):
+def snapshot(story, now, **more):
     return fleet_snapshot(
         story.fleet, now, name="demo", urls=("http://127.0.0.1:80",), launcher_pid=10, master_pid=11, zygote_pid=12,
         counters={"requests": 7}, heads={"totals": 3}, dropped={"ctl:stranger": 1}, received={"ctl": 9},
-        recent=(Event(1, 1, "fork"),),
+        recent=(Event(1, 1, "fork"),), **more,
     )  # fmt: skip
 
 
@@ -125,3 +126,22 @@ def test_stuck_requests_are_noted():
     for id_, stuck in ((1, 1), (2, 3)):
         story.step(f.Heard(id_, Beat(100, 1, 5, 3, 4096, 0.5, 0.01, stuck=stuck)), 1.0)
     assert [worker.note for worker in snapshot(story, 1.0).workers] == ["1 stuck request", "3 stuck requests"]
+
+
+def test_what_was_refused_is_summed_over_the_workers():
+    """By reason; what a worker says it is, is never more than a message can carry, nor less than nothing."""
+    story = Story(workers=2)
+    story.run_up()
+    assert snapshot(story, 1.0).refused == {}
+    for id_, refused in ((1, {"slow": 2, "below": -7, "large": 2**63 - 1}), (2, {"slow": 3, "large": 2**63 - 1})):
+        story.step(f.Heard(id_, Beat(100, 1, 5, 3, 4096, 0.5, 0.01, refused=refused)), 1.0)
+    assert snapshot(story, 1.0).refused == {"slow": 5, "below": 0, "large": 2**63 - 1}
+
+
+def test_slots_and_members_are_told():
+    """Which slots are open, and who can be written to, where that was asked for."""
+    story = Story(workers=3)
+    members = Members(1, 1, {1: (0, True)}, {"handle:1-a": True}, 2)
+    assert snapshot(story, 0.0).members is None
+    shot = snapshot(story, 0.0, members=members)
+    assert (shot.slots, shot.members) == ((0, 1, 2), members)

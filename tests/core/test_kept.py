@@ -16,7 +16,8 @@ def test_a_new_master_is_told_what_stands():
     kept = Kept()
     assert kept.told() == []
     first, second = kept.died(10, 1, 0, None), kept.died(11, 1, None, 9)
-    assert (first.number, second.number) == (1, 2)
+    assert (first, second) == (m.Died(1, 10, 1, 0, None), m.Died(2, 11, 1, None, 9))
+    kept.take(m.Received(99))
     for message in (m.Size((0,)), m.Commit(2), m.Reload(("a",)), m.Size((0, 1)), m.Commit(3), m.Received(1)):
         kept.take(message)
     kept.stop = m.Stop(quick=False)
@@ -48,6 +49,7 @@ def test_the_operators_sizes_are_kept_until_decided():
     kept.take(size)
     assert kept.told() == [size, fewer, death]
     kept.take(m.Received(2))
+    kept.take(size)
     assert kept.told() == [size, death]
 
 
@@ -55,6 +57,7 @@ def test_the_operators_reload_is_kept_until_a_master_has_it():
     """The last is all that those before had asked for; a reload that ended was none of it."""
     kept = Kept()
     text, first = kept.wish("SIGHUP", can_reload=True)
+    assert kept.is_reloading
     second = kept.wish("SIGHUP", can_reload=True)[1]
     assert text == "a reload"
     assert first != second

@@ -377,7 +377,9 @@ def test_a_handle_that_only_watches_holds_up_nobody(monkeypatch):
     for _ in range(2):
         post.put("handle:1-b", parcel(), 1.0)
     assert (post.put(HANDLES, parcel(7), 1.0), post.skipped) == (1, 1)
-    post.learn(Members(1, 2, {}, {"handle:1-a": False, "handle:1-b": True}, 9), 1.0)
+    post.learn(members(2, 1, handles=["handle:1-a", "handle:1-b", "handle:1-c"]), 1.0)
+    assert (post.put(HANDLES, parcel(8), 1.0), post.skipped) == (2, 2)
+    post.learn(Members(1, 3, {}, {"handle:1-a": False, "handle:1-b": True}, 9), 1.0)
     with pytest.raises(QueueFull, match="by handle:1-b"):
         post.put(HANDLES, parcel(), 1.0)
 
@@ -389,7 +391,10 @@ def test_who_leaves_waits_two_seconds_for_a_handle_that_only_watches():
     post.put(HANDLES, parcel(1), 1.0)
     post.leave(10.0)
     assert post.due == 10.0 + FOREIGN_S
+    post.expire(10.0 + FOREIGN_S - 0.01)
+    assert post.failed == []
     post.expire(10.0 + FOREIGN_S)
+    post.expire(10.0 + FOREIGN_S + 0.01)
     assert [(p.ticket, reason) for p, reason in post.failed] == [
         (1, "handle:1-a does not read, and its sender has left")
     ]
@@ -432,7 +437,7 @@ def test_a_receiver_that_knows_less_than_it_said_gets_what_it_has_not_acknowledg
     assert [p.ticket for p in post.got(Got("worker:2", "worker:1", 1, 1, 5), 1.0)] == [1]
     assert post.got(Got("worker:2", "worker:1", 1, 0, 5), 1.1) == []
     ((_stream, mail),) = take_all(post, 1.1)
-    assert (mail.stream, mail.number) == (2, 1)
+    assert (mail.sender, mail.to, mail.stream, mail.number) == ("worker:1", "worker:2", 2, 1)
     assert post.got(Got("worker:3", "worker:1", 1, 1, 5), 1.1) == []
 
 
@@ -451,3 +456,111 @@ def test_names_of_mailboxes():
     assert worker_id(worker_name(17)) == 17
     assert worker_id("handle:1-a") is None
     assert worker_id("worker:x") is None
+    assert worker_id(worker_name(2**64 - 1)) == 2**64 - 1
+    for name in ("worker:007", "worker:\u0667", "worker:" + "9" * 21, "worker:", "worker", "x:worker:1", ""):
+        assert worker_id(name) is None
+
+
+@pytest.mark.parametrize(
+    ("to", "before", "now", "is_repeated"),
+    [
+        ("worker:2", {2: (0, False)}, {2: (0, True)}, True),
+        ("worker:2", {2: (0, True)}, {2: (0, True)}, False),
+        ("worker:12", {}, {12: (0, True)}, True),
+        ("worker:12", {}, {12: (0, False)}, False),
+        ("worker:22", {}, {12: (0, True)}, False),
+        ("handle:1-a", [], ["handle:1-a"], True),
+        ("handle:1-a", ["handle:1-a"], ["handle:1-a", "handle:1-b"], False),
+        ("handle:1-a", [], ["handle:1-b"], False),
+    ],
+)
+def test_what_was_sent_before_its_receiver_listened_is_sent_again_when_it_does(to, before, now, is_repeated):
+    """At once, when it comes or becomes ready, not when the sender's patience ends; and not for what others do."""
+    post = Post("worker:1")
+    post.linked(1.0, new_master=False)
+    for number, there in enumerate((before, now), 1):
+        workers, handles = (there, {}) if isinstance(there, dict) else ({}, dict.fromkeys(there, False))
+        post.learn(Members(1, number, workers, handles, 10 + 5 * number - 5), 1.0)
+        if number == 1:
+            post.put(to, parcel(), 1.0)
+            assert len(take_all(post, 1.0)) == 1
+    assert [mail.to for _stream, mail in take_all(post, 1.0)] == [to] * is_repeated
+
+
+def test_who_is_certain_to_be_there_or_not():
+    """A worker with the next id is not born yet; one below it that is not named has ended."""
+    post = joined(2)
+    assert (post.is_there("worker:2"), post.is_there("worker:9"), post.is_there("worker:10")) == (True, False, None)
+    post.put("worker:2", parcel(), 1.0)
+    assert post.due == float("inf")
+    post.put("worker:10", parcel(), 1.0)
+    assert post.due == 1.0 + ABSENT_S
+
+
+def test_a_new_link_repeats_what_may_have_been_lost_at_once():
+    """To everybody; what was for the master itself goes to the next one from the beginning."""
+    for new_master in (False, True):
+        post = joined(2)
+        post.put("worker:2", parcel(1), 1.0)
+        post.put(MASTER, parcel(2, topic="t"), 1.0)
+        assert len(take_all(post, 1.0)) == 2
+        post.parted()
+        post.linked(1.1, new_master=new_master)
+        assert {mail.to for _stream, mail in take_all(post, 1.1)} == {"worker:2", MASTER}
+
+
+def test_who_ends_with_everything_received_leaves_nothing_behind():
+    """No message of his is open; what he said twice changes nothing."""
+    post = joined(2)
+    post.put("worker:2", parcel(1), 1.0)
+    take_all(post, 1.0)
+    assert [p.ticket for p in post.got(Got("worker:2", "worker:1", 1, 1, 5), 1.0)] == [1]
+    assert post.got(Got("worker:2", "worker:1", 1, 1, 5), 1.0) == []
+    post.learn(members(2, 1), 1.0)
+    assert (post.failed, post.count, post.due) == ([], 0, float("inf"))
+
+
+def test_what_waited_for_a_handle_goes_to_it_however_much_waits(monkeypatch):
+    """It was accepted when there was room; it is a message, and carries no time."""
+    monkeypatch.setattr(post_module, "MESSAGES_MAX", 2)
+    post = joined(2)
+    assert post.put(HANDLES, parcel(1), 1.0) == 0
+    for ticket in (2, 3):
+        post.put("worker:2", parcel(ticket), 1.0, force=True)
+    post.learn(members(2, 1, 2, handles=["handle:1-a", "handle:1-b"]), 1.0)
+    assert (post.spread, post.count) == ([(1, 2)], 4)
+    assert {(mail.to, mail.at) for _stream, mail in take_all(post, 1.0) if mail.to != "worker:2"} == {
+        ("handle:1-a", 0.0),
+        ("handle:1-b", 0.0),
+    }
+
+
+def test_bounds_are_reached_by_what_is_exactly_as_much(monkeypatch):
+    """Bytes of all, and of one receiver: what is full is full."""
+    for limit in ("BYTES_MAX", "ONE_BYTES_MAX"):
+        with monkeypatch.context() as patch:
+            patch.setattr(post_module, limit, 8)
+            post = joined(2)
+            post.put("worker:2", parcel(body=b"xxxxxxx"), 1.0)
+            post.put("worker:2", parcel(), 1.0)
+            with pytest.raises(QueueFull, match="8 bytes"):
+                post.put("worker:2", parcel(), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("most", "most_bytes", "age_s", "kept"), [(3, 99, 0.0, 3), (9, 8, 0.0, 2), (9, 99, KEEP_S, 8)]
+)
+def test_exactly_as_much_as_may_be_is_kept_for_the_next_master(monkeypatch, most, most_bytes, age_s, kept):
+    """In number, in bytes and in age; and again for the master after that."""
+    monkeypatch.setattr(post_module, "KEEP_MAX", most)
+    monkeypatch.setattr(post_module, "KEEP_MAX_BYTES", most_bytes)
+    post = joined()
+    for serial in range(1, 9):
+        post.put(MASTER, parcel(serial, body=b"xxxx", topic="t", serial=serial, reliable=True), 1.0)
+    for _ in range(3):
+        for sender, mail in post.pieces():
+            sender.sent(1.0)
+            post.got(Got(MASTER, "worker:1", mail.stream, mail.number, 5), 1.0)
+        post.linked(1.0 + age_s, new_master=True)
+        assert [mail.serial for _stream, mail in take_all(post, 1.0)] == list(range(9 - kept, 9))[:WINDOW]
+        post.linked(1.0, new_master=False)
