@@ -54,6 +54,10 @@ class Story:
         self.due = float("inf") if wait_s is None else now + wait_s - 1e-6
         for command in commands:
             self.check(command)
+            if isinstance(event, f.Died) and isinstance(command, f.Announce) and command.kind == "exit":
+                assert command.worker is not None
+                assert (command.worker.exitcode, command.worker.signal) == (event.code, event.signal)
+                assert any(isinstance(c, f.Log) and f"died. {command.text};" in c.text for c in commands)
             if isinstance(command, f.Fork):
                 self.known[command.worker.id] = command.worker
         return commands
