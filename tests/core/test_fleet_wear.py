@@ -115,3 +115,13 @@ def test_what_is_logged(worn, given_up, text):
     assert text in story(worker)
     worker.beat = None  # adopted with a verdict of the master before, and not heard yet
     assert "has reached its limit" in story(worker)
+
+
+def test_a_worker_that_is_not_heard_is_not_worn():
+    """What it said before it fell silent may be old; it is looked at again when it is heard."""
+    fleet, step = cluster(max_requests=10)
+    step(f.Heard(1, beat(10)), 1.0)
+    assert step(f.Ticked(), 12.0) == []
+    assert {worker.state for worker in fleet.living()} == {"suspect"}
+    step(f.Heard(1), 12.1)
+    assert step(f.Ticked(), 12.2) == ["fork 3 slot=0"]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zcluster.core import topics as topics_module
-from zcluster.core.mail import Missing, Publication
+from zcluster.core.mail import Missing, Publication, Replayed
 from zcluster.core.topics import ASK_AGAIN_S, Lost, Published, Ring, Subscriber
 
 
@@ -310,3 +310,34 @@ def test_the_senders_that_are_remembered_are_bounded(monkeypatch):
         for number, (sender, serial) in enumerate(zip(senders, serials, strict=True), start=1)
     ]
     assert got == [True, True, True, True, False, True]
+
+
+def following(*senders):
+    """A subscriber that has had the first message of each sender from a master that has ended then."""
+    subscriber = Subscriber()
+    subscriber.joined(1, 0, 1.0)
+    for number, (sender, serial) in enumerate(senders, 1):
+        assert subscriber.take(Publication(1, number, sender, serial, "t", b"x"))
+    subscriber.joined(2, 0, 2.0)
+    return subscriber
+
+
+def test_what_nobody_knows_whose_it_is_is_lost_once():
+    """It is taken off what the holes in the serials of senders show; what is over is lost besides."""
+    subscriber = following(("worker:1", 1), ("worker:2", 1))
+    subscriber.heads(2, 2)
+    assert subscriber.ask(subscriber.due) == Missing(1, 2)
+    assert subscriber.replayed(Replayed(1, 2, {"": 2})) == [Lost("", 2)]
+    after = [Publication(2, 3, "worker:1", 5, "t", b"a"), Publication(2, 4, "worker:2", 3, "t", b"b")]
+    assert subscriber.take(after[0]) == [Lost("", 1), Published("worker:1", "t", b"a")]
+    assert subscriber.take(after[1]) == [Lost("", 1), Published("worker:2", "t", b"b")]
+    assert subscriber.lost == 4
+
+
+def test_what_was_had_from_the_last_master_is_not_had_again_when_a_part_of_it_is_lost():
+    """The next master says that it has forgotten an old one of a sender; the ones after that have come as well."""
+    subscriber = following(("worker:1", 5))
+    subscriber.heads(2, 1)
+    assert subscriber.ask(subscriber.due) == Missing(1, 1)
+    assert subscriber.replayed(Replayed(1, 1, {"t": 1}, {"worker:1": 3})) == [Lost("t", 1)]
+    assert subscriber.take(Publication(2, 2, "worker:1", 4, "t", b"again", reliable=True, at=1.0)) == []
