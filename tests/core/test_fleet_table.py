@@ -166,6 +166,7 @@ def test_next_deadline_of_what_is_not_a_worker():
     assert fleet.next_deadline(100.0) == pytest.approx(0.1)
     story = story_in("ready")
     story.step(f.Vanished(1), 100.0)
+    story.step(f.Vanished(1), 100.9)  # told again: no second patience
     assert story.fleet.next_deadline(101.0) == pytest.approx(4.0)
     story = story_in("asked")
     story.step(f.Stop(quick=False), 100.0)
@@ -198,3 +199,22 @@ def test_a_second_process_with_the_id_of_a_living_worker_is_not_taken_in():
     story.run_up()
     other = WorkerInfo(1, 0, 1, 1, pid=999, start=1)
     assert story.fleet.roster.objection(other) == "worker id 1 is process 101"
+    for lane, text in ((511, ""), (512, "there is no lane 512")):
+        assert story.fleet.roster.objection(WorkerInfo(9, 1, lane, 1, pid=999, start=1)) == text
+
+
+def test_a_slot_has_room_beside_one_that_leaves_and_no_more():
+    """However many workers leave and do not end, they are two at most; and one that serves has it for itself."""
+    story = Story(workers=1)
+    story.run_up()
+    roster = story.fleet.roster
+    assert not roster.is_free(0)
+    for id_ in (2, 3):
+        assert story.fleet.living()[-1].id == id_ - 1
+        story.step(f.Leaving(id_ - 1, "SIGTERM"), id_)
+        if id_ == 2:
+            assert [worker.state for worker in roster] == ["draining", "asked"]
+            story.become(2, "ready", id_)
+    assert [worker.state for worker in roster] == ["draining", "draining"]
+    assert not roster.is_free(0)
+    assert roster.vacant([0, 1]) == [1]
