@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from zcluster.core import ledger as module
-from zcluster.core.ledger import BASE_MAX, CELL_MAX, LANES_MAX, Ledger, LedgerError, check_name
+from zcluster.core.ledger import BASE_MAX, CELL_MAX, LANES_MAX, LaneView, Ledger, LedgerError, check_name
 from zcluster.core.messages import WorkerInfo
 
 IDS = {"ledger_id": b"L" * 16, "boot_id": b"B" * 16, "state_id": b"S" * 16}
@@ -111,6 +111,11 @@ def test_a_ledger_is_formatted_once():
     with pytest.raises(LedgerError, match="in use"):
         Ledger.format(block, lanes=4, counters=4, **IDS)
     assert ledger.totals() == {"a": 3}
+    for word in (module.W_MAGIC, module.W_USED_LANES, module.W_USED_NAMES):
+        block = bytearray(Ledger.size_bytes(4, 4))
+        memoryview(block).cast("Q")[word] = 1
+        with pytest.raises(LedgerError, match="in use"):
+            Ledger.format(block, lanes=4, counters=4, **IDS)
 
 
 def test_names_are_registered_once_and_in_order():
@@ -133,6 +138,12 @@ def test_impossible_names(name):
     """Empty, long, unprintable and unencodable names are refused."""
     with pytest.raises(LedgerError, match="name"):
         check_name(name)
+
+
+def test_possible_names():
+    """As long as may be, and with the characters beside those that are refused."""
+    for name in ("x" * 100, "é" * 50, " ~\xa0"):
+        assert check_name(name) == name.encode()
 
 
 def test_a_name_is_a_str():
@@ -208,9 +219,42 @@ def test_a_claimed_lane_tells_its_owner_and_keeps_its_cells():
     assert seen.info() == INFO
     assert (seen.born_ns, seen.bus_tick_ns, seen.loop_tick_ns, seen.reconnect) == (123, 123, 123, 3)
     assert (seen.requests, seen.cells[2], seen.identity_done) == (0, 41, INFO.id + 1)
-    lane.state, lane.requests, lane.connections = "draining", 8, 2
+    lane.state, lane.requests, lane.connections, lane.inflight = "draining", 8, 2, 1
     assert seen.info().state == "draining"
-    assert (seen.info().requests, seen.info().connections) == (8, 2)
+    assert (seen.info().requests, seen.info().connections, seen.info().inflight) == (8, 2, 1)
+
+
+class Cut:
+    """The words of a lane whose owner is killed after so many stores."""
+
+    def __init__(self, words, stores):
+        self.words, self.left = words, stores
+
+    def __setitem__(self, index, value):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.words[index] = value
+
+
+def test_a_claim_that_is_cut_short_leaves_the_old_owner_or_none():
+    """Whichever store is the last one: no successor reads half of one identity and half of another."""
+    told = []
+    for stores in range(99):
+        _, ledger = made()
+        lane = ledger.lane(1)
+        lane.claim(INFO, 1)
+        new = WorkerInfo(id=9, slot=3, lane=1, generation=4, pid=4712, start=100, state="forked", restarts=6)
+        try:
+            LaneView(1, Cut(lane.words, stores), lane.cells).claim(new, 2)
+        except KeyboardInterrupt:
+            told.append(lane.info())
+        else:
+            assert lane.info() == new
+            break
+    assert told[0] == INFO
+    assert told[1:] == [None] * (len(told) - 1)
+    assert len(told) > 10
 
 
 def test_an_identity_that_is_being_rewritten_is_not_read():
@@ -228,8 +272,9 @@ def test_states():
     lane = ledger.lane(0)
     with pytest.raises(ValueError, match="not in tuple"):
         lane.state = "asleep"
-    lane.words[module.L_STATE] = 200
-    assert lane.state == "none"
+    for code in (len(module.STATES), 200):
+        lane.words[module.L_STATE] = code
+        assert lane.state == "none"
 
 
 def test_header_words_are_shared():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zcluster.core import streams
-from zcluster.core.streams import RETRY_MAX_S, Incoming, Outgoing, Parcel
+from zcluster.core.streams import RETRY_MAX_S, RETRY_S, Incoming, Outgoing, Parcel
 
 PIECE, WINDOW = 4, 5  # small, so that a few steps fill a window
 
@@ -253,3 +253,20 @@ def test_a_piece_of_a_stream_before_this_one_is_not_even_met():
     assert incoming.take(old.head()) is None
     assert incoming.is_open
     assert (incoming.stream, incoming.upto) == (8, 1)
+
+
+def test_a_new_way_is_used_at_once():
+    """All that was on the old one is sent again; where there was no room, one piece asks for it."""
+    for room, again in ((5, [2, 3]), (0, [2])):
+        stream, numbers = Outgoing("worker:1", "worker:2", 1), []
+        for ticket in (1, 2, 3):
+            stream.put(Parcel("message", b"x", ticket))
+            stream.sent(1.0)
+        assert [parcel.ticket for parcel in stream.got(1, 1, room, 1.5)] == [1]
+        assert stream.head() is None
+        stream.again(2.0)
+        assert stream.due == 2.0 + RETRY_S
+        while (mail := stream.head()) is not None:
+            numbers.append(mail.number)
+            stream.sent(2.0)
+        assert numbers == again
