@@ -1,7 +1,7 @@
 """What a link lost without anybody noticing, and a heartbeat shows: Ready, Leaving and Drain."""
 
 import pytest
-from fleet_stories import Story
+from fleet_stories import Story, shown, worker
 
 from zcluster.core import fleet_events as f
 from zcluster.core.fleet_worker import unheard
@@ -61,3 +61,25 @@ def test_nothing_else_was_lost(state, says):
     worker.state = state
     expected = "leaving" if says == "draining" and state != "hung" else ""
     assert unheard(worker, says) == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "go"),
+    [
+        ([(9, 1, "ready"), (5, 2, "online")], []),
+        ([(5, 1, "ready"), (9, 2, "online")], []),
+        ([(5, 2, "ready"), (9, 1, "online")], ["terminate 9"]),
+        ([(5, 2, "ready"), (9, 1, "ready")], ["drain 9 within 30.0 s"]),
+        ([(5, 2, "ready"), (9, 2, "online")], []),
+        ([(9, 2, "ready"), (5, 2, "online")], ["terminate 5"]),
+        ([(9, 2, "online"), (5, 2, "online")], ["terminate 5"]),
+        ([(9, 2, "online"), (5, 1, "online")], ["terminate 5"]),
+    ],
+)
+def test_of_several_in_one_slot_one_serves_and_one_may_follow(workers, go):
+    """A new master finds them (id, generation, state): the code that is taken counts before the age of a worker."""
+    story = Story(workers=1)
+    story.step(f.Committed(2), 0.0)
+    adopted = (worker(id_, 0, id_, generation=code, state=state) for id_, code, state in workers)
+    commands = story.step(f.Started(tuple(adopted), frozenset(), (2,)), 0.1)
+    assert [shown(one) for one in commands if isinstance(one, f.Terminate | f.SendDrain)] == go
