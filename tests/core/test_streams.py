@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zcluster.core import streams
+from zcluster.core.mail import Mail
 from zcluster.core.streams import RETRY_MAX_S, RETRY_S, Incoming, Outgoing, Parcel
 
 PIECE, WINDOW = 4, 5  # small, so that a few steps fill a window
@@ -270,3 +271,102 @@ def test_a_new_way_is_used_at_once():
             numbers.append(mail.number)
             stream.sent(2.0)
         assert numbers == again
+
+
+def sending(count, sent=0, now=1.0):
+    """A stream with messages of one piece each, some of them sent."""
+    stream = Outgoing("worker:1", "worker:2", 1)
+    for ticket in range(1, count + 1):
+        stream.put(Parcel("message", b"x", ticket))
+    assert sends(stream, now, sent) == list(range(1, sent + 1))
+    return stream
+
+
+def sends(stream, now=1.0, most=99):
+    """Send what may be sent; returns the numbers of the pieces."""
+    numbers = []
+    while len(numbers) < most and (mail := stream.head()) is not None:
+        numbers.append(mail.number)
+        stream.sent(now)
+    return numbers
+
+
+def test_a_piece_carries_all_that_is_said_of_its_message():
+    """Who asks, about what, and whether it is kept."""
+    stream = Outgoing("worker:1", "worker:2", 3)
+    stream.put(Parcel("request", b"abcdef", ref=7, topic="t", reliable=True, serial=8, at=9.0))
+    for number, body, more in ((1, b"abcd", True), (2, b"ef", False)):
+        said = Mail("worker:1", "worker:2", 3, number, "request", body, more, 7, "t", True, 8, 9.0)
+        assert stream.head() == said
+        stream.sent(1.0)
+
+
+def test_the_time_to_ask_counts_from_the_first_piece_that_is_not_answered():
+    """Later ones do not put it off, nor does the one that asks; progress begins it anew, and the end ends it."""
+    stream = sending(4, sent=1)
+    assert stream.due == 1.0 + RETRY_S
+    sends(stream, 1.1, 1)
+    assert stream.due == 1.0 + RETRY_S
+    stream.expire(1.2)
+    assert sends(stream, 1.3) == [1]
+    assert stream.due == 1.2 + 2 * RETRY_S
+    stream.got(1, 1, 5, 2.0)
+    assert stream.due == float("inf")  # nothing is on its way
+    assert sends(stream, 2.1) == [2, 3, 4]
+    stream.got(1, 3, 5, 2.2)
+    assert stream.due == 2.2 + RETRY_S
+    stream.got(1, 4, 0, 2.3)
+    assert stream.due == float("inf")
+
+
+def test_an_answer_without_news_repeats_nothing():
+    """What is on its way comes; a repeated answer, or one of a receiver with little room, is no loss."""
+    stream = sending(4, sent=3)
+    assert stream.got(1, 0, 3, 1.0) == []
+    assert sends(stream) == []
+    assert len(stream.got(1, 1, 1, 1.0)) == 1
+    assert sends(stream) == []
+    assert stream.got(1, 1, 5, 1.0) == []
+    assert sends(stream) == [4]
+
+
+@pytest.mark.parametrize(("room", "again"), [(0, []), (1, [1]), (2, [1, 2]), (5, [1, 2, 3])])
+def test_who_answers_the_question_is_sent_what_there_is_room_for(room, again):
+    """From where it stands on; without room it is asked again, ever more rarely."""
+    stream = sending(3, sent=3)
+    stream.expire(stream.due)
+    assert sends(stream) == [1]
+    assert sends(stream) == []
+    before = stream.due
+    stream.got(1, 0, room, before)
+    assert sends(stream, before) == again
+    if not room:
+        stream.expire(stream.due)
+        assert stream.due - before > 2 * RETRY_S
+
+
+@pytest.mark.parametrize(("room", "more"), [(0, []), (1, [3]), (5, [3, 4])])
+def test_who_has_everything_that_was_sent_says_how_much_more_may_come(room, more):
+    """With no room at all it is asked after a while."""
+    stream = sending(4, sent=2)
+    assert len(stream.got(1, 2, room, 1.0)) == 2
+    assert (stream.due < float("inf")) == (not room)
+    assert sends(stream) == more
+
+
+def test_a_receiver_that_had_no_room_and_has_room_for_one_gets_one():
+    """What was on its way is thrown away by then."""
+    stream = sending(3, sent=3)
+    stream.got(1, 0, 0, 1.0)
+    stream.got(1, 0, 1, 1.0)
+    assert sends(stream) == [1]
+
+
+def test_a_message_as_large_as_may_be_arrives_first_of_all(monkeypatch):
+    """Exactly the limit, in several pieces."""
+    monkeypatch.setattr(streams, "PAYLOAD_MAX_BYTES", 10)
+    pair = Pair()
+    pair.bodies.append(b"0123456789")
+    pair.out.put(Parcel("message", b"0123456789", 1))
+    pair.finish()
+    assert pair.arrived == [b"0123456789"]
