@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from zcluster.core import ledger as module
-from zcluster.core.ledger import BASE_MAX, CELL_MAX, LANES_MAX, LaneView, Ledger, LedgerError, check_name
+from zcluster.core.ledger import (
+    BASE_MAX,
+    CELL_MAX,
+    COUNTERS_MAX,
+    LANES_MAX,
+    LaneView,
+    Ledger,
+    LedgerError,
+    check_name,
+)
 from zcluster.core.messages import WorkerInfo
 
 IDS = {"ledger_id": b"L" * 16, "boot_id": b"B" * 16, "state_id": b"S" * 16}
@@ -48,6 +57,29 @@ def test_default_size_and_alignment():
     assert [index for index, word in enumerate(address) if word == 77] == [
         (len(block) - ledger.stride) // 8 + module.LANE_WORDS
     ]
+
+
+def test_whole_pages():
+    """What just fills a page takes no other one: the names with the base, and a lane."""
+    assert Ledger.size_bytes(3, 448) == 4096 + 15 * 4096 + 3 * 4096
+    assert Ledger.size_bytes(3, 449) == 4096 + 15 * 4096 + 3 * 8192
+    assert Ledger.size_bytes(1, 30) == 4096 + 4096 + 4096
+    assert Ledger.size_bytes(1, 31) == 4096 + 8192 + 4096
+
+
+@pytest.mark.parametrize(("lanes", "counters"), [(LANES_MAX, 1), (1, COUNTERS_MAX)])
+def test_the_largest_ledger(lanes, counters):
+    """As many lanes, or counters, as may be; with ids of any bits and the largest start."""
+    ids = dict.fromkeys(IDS, b"\xff" * 16)
+    with mmap.mmap(-1, Ledger.size_bytes(lanes, counters)) as block:  # untouched pages take no memory
+        ledger = Ledger.format(block, lanes=lanes, counters=counters, base={"a": BASE_MAX}, **ids)
+        assert (ledger.ledger_id, ledger.totals()) == (b"\xff" * 16, {"a": BASE_MAX})
+        lane = ledger.lane(lanes - 1)
+        lane.cells[counters - 1] = CELL_MAX
+        assert ledger.cell(lanes - 1, counters - 1) == CELL_MAX
+        for view in (lane.words, lane.cells):
+            view.release()
+        ledger.release()
 
 
 def test_a_ledger_without_its_magic_is_refused():
