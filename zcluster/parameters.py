@@ -78,6 +78,17 @@ def import_from(folder: str) -> None:
         sys.path.insert(0, folder)
 
 
+class _MayStandAlone(click.types.FloatParamType):
+    """A number after a flag that needs none; the word after it may have been meant for somebody else."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return float(value)
+        except ValueError:
+            flag = param.opts[0] if param else ""
+            self.fail(f"{value!r} is not a number; put {flag} behind it, or write {flag}=SECONDS", param, ctx)
+
+
 def _parameter(option: Option) -> click.Parameter:
     """Make click's parameter. No defaults: what is not given is left to the environment, the files and `Config`."""
     if not option.flags:
@@ -88,14 +99,26 @@ def _parameter(option: Option) -> click.Parameter:
     if option.default and not option.choices:
         shown = ", ".join(option.default) if option.multiple else str(option.default).removesuffix(".0")
         text += f"  [default: {shown}]"
+    if option.alone:
+        text += f"  [no value: {option.alone}]"
     if option.choices and len(option.flags) == 2:  # on | off | auto: one flag for each of the first two
         return click.Option([option.field, "/".join(option.flags)], default=None, help=text)
     if option.type is bool:
         return click.Option([*option.flags, option.field], is_flag=True, default=None, help=text)
+    optional: dict[str, Any] = {"is_flag": False, "flag_value": option.alone} if option.alone else {}
     return click.Option(
         [*option.flags, option.field],
-        type=click.Choice(option.choices) if option.choices else str if "auto" in option.metavar else option.type,
+        type=_type_of(option),
         multiple=option.multiple,
-        metavar=option.metavar,
+        metavar=f"[{option.metavar}]" if option.alone else option.metavar,
         help=text,
+        **optional,
     )
+
+
+def _type_of(option: Option) -> Any:
+    if option.choices:
+        return click.Choice(option.choices)
+    if option.alone:
+        return _MayStandAlone()
+    return str if "auto" in option.metavar else option.type
