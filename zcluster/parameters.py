@@ -9,7 +9,8 @@ from here; none is declared twice.
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,25 +52,60 @@ def sources_of(given: Mapping[str, Any]) -> Sources:
 
 def which(command: Callable[..., int | None]) -> Callable[..., int | None]:
     """Add the options that say which cluster is meant; what is not given is looked for where `run` would look."""
+    return _which(command, is_sure=True)
 
+
+def which_to_read(command: Callable[..., int | None]) -> Callable[..., int | None]:
+    """The same for a command that changes nothing: with a file that is wrong it takes the only cluster there is."""
+    return _which(command, is_sure=False)
+
+
+def _which(command: Callable[..., int | None], is_sure: bool) -> Callable[..., int | None]:
     @functools.wraps(command)
     def run(name: str | None, run_dir: str | None, **given: Any) -> int | None:
-        meant = _meant({"name": name, "run_dir": run_dir})
+        meant = _meant({"name": name, "run_dir": run_dir}, is_sure)
         return command(name=meant[0], run_dir=meant[1], **given)
 
     run_dir = click.option("--run-dir", metavar="DIR", help="As given to run.")
     return click.option("--name", metavar="NAME", help="Which cluster; default: the only one.")(run_dir(run))
 
 
-def _meant(given: Mapping[str, str | None]) -> tuple[str, str]:
-    """Return name and run directory. A file that is wrong must not keep anybody from stopping what runs."""
+def _meant(given: Mapping[str, str | None], is_sure: bool) -> tuple[str, str]:
+    """Return name and run directory. A file that is wrong must not keep anybody from stopping what runs.
+
+    But neither may it have a command stop another cluster than the one whose name stands in it.
+    """
     try:
         config = resolve(sources_of(given), needs_app=False).config
     except ConfigError as error:
-        complain(f"zcluster: warning: {error}; looking for the cluster without the configuration")
         environ = {name: os.environ.get(f"ZCLUSTER_{name.upper()}", "") for name in given}
-        return given["name"] or environ["name"], given["run_dir"] or environ["run_dir"]
+        meant = given["name"] or environ["name"], given["run_dir"] or environ["run_dir"]
+        if is_sure and not any(meant):
+            hint = "; say which cluster is meant with --name (`zcluster ps` names those that run)"
+            raise ConfigError(f"{error}{hint}", *error.fields) from None
+        complain(f"zcluster: warning: {error}; looking for the cluster without the configuration")
+        return meant
     return config.name, config.run_dir
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Whatever is printed to stdout within. Raises `click.ClickException` when it cannot be written.
+
+    A reader that has gone is no error, and is left to the command: `BrokenPipeError` passes.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise click.ClickException(f"stdout cannot be written: {error.strerror}") from None
+
+
+def say(text: str = "") -> None:
+    """Print a line to stdout, as `printing` has it."""
+    with printing():
+        click.echo(text)
 
 
 def import_from(folder: str) -> None:
