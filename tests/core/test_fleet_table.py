@@ -15,6 +15,7 @@ from zcluster.core.fleet_worker import (
     IllegalTrigger,
     Worker,
     adopted_state,
+    deadline_after,
     next_state,
 )
 from zcluster.core.fleet_zygote import ABSENT, ENDING, READY, ZYGOTE_TRANSITIONS
@@ -218,3 +219,20 @@ def test_a_slot_has_room_beside_one_that_leaves_and_no_more():
     assert [worker.state for worker in roster] == ["draining", "draining"]
     assert not roster.is_free(0)
     assert roster.vacant([0, 1]) == [1]
+
+
+def test_when_a_worker_that_is_taken_over_must_have_left_its_state():
+    """A start and a drain have their own limits; heartbeats judge the others."""
+    settings = FleetSettings(workers=1, boot_timeout_s=60.0, graceful_timeout_s=30.0)
+    limits = {state: deadline_after(state, 10.0, settings) for state in ("forked", "online", "ready", "draining")}
+    assert limits == {"forked": 70.0, "online": 70.0, "ready": None, "draining": 40.0}
+
+
+def test_time_in_which_the_master_did_not_run_is_added():
+    """To what a worker was heard last, and to its deadline if it has one."""
+    worker = Worker(WorkerInfo(1, 0, 0, 1), 100.0)
+    worker.postpone(5.0)
+    assert (worker.last_heard, worker.deadline) == (105.0, None)
+    worker.deadline = 130.0
+    worker.postpone(5.0)
+    assert (worker.last_heard, worker.deadline) == (110.0, 135.0)

@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from zcluster.core.hookcalls import HookCalls
+from zcluster.core.hookcalls import ClusterInfo, HookCalls
 from zcluster.core.joining import Joined, Refreshed
 from zcluster.core.messages import Event, Snapshot, WorkerInfo
 
@@ -33,6 +33,8 @@ def test_from_start_to_reload():
     assert story.take([event("running")]) == [("when_ready", ())]
     assert [there.id for there in story.cluster.workers] == [1, 2]
     assert (story.cluster.url, story.cluster.size, story.cluster.generation) == ("http://a:1", 2, 1)
+    assert story.cluster == ClusterInfo("shop", ("http://a:1",), 1, 1, 10, 11, 2, (worker(1), worker(2)))
+    assert replace(story.cluster, urls=()).url == ""
     new = worker(3, generation=2)
     dead = worker(1, exitcode=0, reason="reload")
     happened = [event("fork", new), event("disconnect", worker(1)), event("exit", dead), event("reload")]

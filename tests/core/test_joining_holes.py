@@ -83,6 +83,15 @@ def test_what_waits_behind_a_hole_is_not_missing():
     assert machine.tick(1.5) == []
 
 
+def test_all_that_waits_behind_a_hole_comes_when_it_is_closed():
+    """In order, also what is newer than the snapshot that closes it."""
+    machine = joined()
+    for event in events(2, 3, 4, 6):
+        machine.pub(event, 0.0)
+    assert texts(machine.ctl(welcome(heads={EVENTS: 1}, recent=events(1)), 0.2)) == ["1", "2", "3", "4"]
+    assert texts(machine.ctl(welcome(heads={EVENTS: 5}, recent=events(4, 5)), 0.3)) == ["5", "6"]
+
+
 def test_a_hole_is_asked_for_until_a_snapshot_reaches_over_it():
     """Not until one that is older comes; and later news of less make it no smaller."""
     for publish in (

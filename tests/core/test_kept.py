@@ -144,3 +144,10 @@ def test_another_number_in_the_configuration_is_kept_like_any_wish():
     assert kept.told() == [wish]
     kept.take(m.Received(1))
     assert kept.told() == []
+
+
+def test_a_reload_that_is_the_first_thing_kept():
+    """Nothing is known of reloads but the wish."""
+    kept = Kept()
+    wish = kept.wish("SIGHUP", can_reload=True)[1]
+    assert kept.told() == kept.told() == [wish]

@@ -59,3 +59,10 @@ def test_a_silence_is_too_long_when_it_is_longer_than_a_repair_takes():
     assert watch.is_well(3.0)
     watch.look(None, now + 0.001)
     assert not watch.is_well(3.0)
+
+
+def test_before_the_first_master():
+    """It may start at once; the first look counts from the beginning, a tick of 0 is none."""
+    watch = MasterWatch()
+    assert (watch.due, watch.silent_s) == (0.0, 0.0)
+    assert watch.look(0, 1.0) == watch.silent_s == 1.0

@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from zcluster.core.codec import decode
+from zcluster.core import outbox
+from zcluster.core.codec import decode, encode
 from zcluster.core.messages import Ask, Beat, Leaving, Ready
 from zcluster.core.outbox import ASK_AGAIN_S, FRAME_MAX_BYTES, Outbox, QueueFull
 from zcluster.errors import BusError
@@ -87,3 +88,32 @@ def test_a_question_whose_answer_was_lost_is_asked_again():
     box.answered(1)
     box.repeat(now + 3 * ASK_AGAIN_S)
     assert drain(box) == []
+
+
+def test_bytes_are_those_of_the_frames_that_are_kept():
+    """Exactly so many; a newer state takes the place of an older one, what is gone gives its room back."""
+    beats = [Beat(number, 0, 0, 0, 0, 0.0, 0.0) for number in (1, 100_000)]
+    small, large = (len(encode(beat)) for beat in beats)
+    ask = Ask(1, "x" * 50)
+    box = Outbox(bytes_max=large + len(encode(ask)))
+    for _ in range(3):
+        for beat in (beats[0], beats[1], beats[0], beats[1]):
+            box.put(beat)
+        box.put(ask)
+        with pytest.raises(QueueFull, match=f"2 messages .{large + len(encode(ask))} bytes."):
+            box.put(Ready())
+        box.put(beats[0])
+        with pytest.raises(QueueFull, match=f"2 messages .{small + len(encode(ask))} bytes."):
+            box.put(Ask(2, "x" * 50))
+        assert len(drain(box)) == 2
+        assert box.answered(1)
+        assert len(box) == 0
+
+
+def test_a_frame_as_large_as_may_be_is_taken(monkeypatch):
+    """Exactly the limit."""
+    monkeypatch.setattr(outbox, "FRAME_MAX_BYTES", len(encode(Ask(1, "xx"))))
+    box = Outbox()
+    box.put(Ask(1, "xx"))
+    with pytest.raises(BusError, match="bytes"):
+        box.put(Ask(2, "xxx"))

@@ -87,3 +87,8 @@ def test_no_history_restarts_without_a_bound(kinds):
         at_once += [now] if wait_s == 0.0 else []
     crowd = SETTINGS.crash_loop_limit + LANE_TRIES
     assert all(last - first >= 60.0 for first, last in zip(at_once, at_once[crowd:], strict=False))
+
+
+def test_chance_takes_up_to_half_of_a_pause():
+    """In proportion."""
+    assert pause_s(1, 0.1, 30.0, lambda: 0.5) == pytest.approx(0.075)

@@ -112,6 +112,11 @@ def test_the_next_master_knows_what_was_fulfilled():
     after.recall(msgspec.msgpack.decode(msgspec.msgpack.encode(size), type=Size))
     assert after.hear(b"link", (100, 7, 19), Ask(19, "fork")) == Answer(19, body=raw({"slot": 19}))
     assert after.hear(b"link", (100, 7, 21), Ask(21, "fork")) == f.Open((100, 7, 21))
+    after.recall(Received(1))
+    after.resize(f.Resize((0, 21), {}))
+    link, _, (told,) = after.answer(f.Reply((100, 7, 21), body={"slot": 21}))
+    assert link == b"link"
+    assert [number for _, _, number, _ in told.answered] == [*range(5, 20), 21]
 
 
 def test_the_launcher_is_told_that_it_was_heard():
@@ -132,7 +137,10 @@ def test_mistakes_are_answered_at_once():
     assert isinstance(heard, Answer)
     assert heard.number == 1
     assert "'to': N" in heard.error
-    assert asked.hear(b"link", ASKER, Ask(2, "reload", raw({"token": "a"}))) == Answer(2, NO_RELOAD)
+    reload = Ask(2, "reload", raw({"token": "a"}))
+    assert asked.hear(b"link", ASKER, reload) == Answer(2, NO_RELOAD)
+    assert asked.hear(b"link", ASKER, Ask(3, "fork")) == f.Open(ASKER)
+    assert Questions(can_reload=True).hear(b"link", ASKER, reload) == f.Reload(ASKER, "a")
 
 
 def test_what_is_kept_is_bounded(monkeypatch):
