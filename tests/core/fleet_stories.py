@@ -23,7 +23,7 @@ from zcluster.core.messages import Beat, WorkerInfo
 HISTORIES = Path(__file__).parent / "histories"
 FRESH = f.LaneAges(0.1, 0.1, in_app=False)
 # What a tick does for no other reason than that its time has come, unless a worker has reached one of its limits.
-BY_ITSELF = (f.Fork, f.StartZygote, f.SendDrain, f.Terminate, f.Kill, f.KillZygote, f.DumpZygote, f.Finish)
+BY_ITSELF = (f.Fork, f.StartZygote, f.SendDrain, f.Terminate, f.Kill, f.KillZygote, f.DumpZygote, f.Reply, f.Finish)
 
 
 def worker(id_: int, slot: int | None = None, lane: int | None = None, **more: object) -> WorkerInfo:

@@ -148,3 +148,22 @@ def test_slots_and_members_are_told():
     assert snapshot(story, 0.0).members is None
     shot = snapshot(story, 0.0, members=members)
     assert (shot.slots, shot.members) == ((0, 1, 2), members)
+
+
+def test_what_an_empty_slot_waits_for():
+    """For the import, or for the end of a pause, and how often its workers have failed."""
+    story = Story(workers=1)
+    story.run_up()
+    story.step(f.ZygoteDied(1, None, 9), 8.0)
+    story.step(f.ZygoteUp(1), 8.0)
+    story.step(f.Died(101, 1001, None, 9), 9.0)
+    assert story.fleet.vacancies(9.0) == {0: "the application is being imported"}
+    story.step(f.Imported(1), 9.5)
+    for id_, failed in ((2, ""), (3, " after 2 failures in a row"), (4, " after 3 failures in a row")):
+        assert story.fleet.vacancies(10.0) == {}
+        story.become(id_, "forked", 10.0 * id_)
+        story.step(f.Died(100 + id_, 1000 + id_, 1, None), 10.0 * id_)
+        wait_s = 0.1 * 2 ** (id_ - 2)
+        assert story.fleet.vacancies(10.0 * id_) == {0: f"next attempt in {wait_s:.1f} s{failed}"}
+        assert story.fleet.vacancies(10.0 * id_ + 9.0) == {0: f"next attempt in 0.0 s{failed}"}
+        story.step(f.Ticked(), 10.0 * id_ + 9.0)
