@@ -32,7 +32,7 @@ def test_the_demo_counts_every_response(tmp_path):
 
 def test_the_scripts_are_programs():
     """The README's two commands, and the others beside them, can be executed and are valid sh."""
-    for name in ("demo", "test", "bench", "docs", "install", "reloads", "nemesis", "leaks"):
+    for name in ("demo", "test", "bench", "docs", "install", "reloads", "nemesis", "leaks", "mutants"):
         path = ROOT / "scripts" / name
         assert path.stat().st_mode & 0o111 == 0o111, f"{path} is not executable"
         checked = subprocess.run(["sh", "-n", path], capture_output=True, text=True, timeout=10)
