@@ -345,15 +345,19 @@ def test_what_was_had_from_the_last_master_is_not_had_again_when_a_part_of_it_is
 def test_the_memory_of_a_master_holds_the_bodies_of_what_is_reliable_and_no_others(monkeypatch):
     """What it counts is what it has, whichever limit is reached; without any body it forgets as well."""
     monkeypatch.setattr(topics_module, "RING_MAX", 4)
-    monkeypatch.setattr(topics_module, "RING_MAX_BYTES", 12)
-    for kinds in (lambda n: n % 3 == 0, lambda n: n % 4 != 0, lambda n: False):
+    for kinds, most in ((lambda n: n % 3 == 0, 12), (lambda n: n % 4 != 0, 12), (lambda n: n % 4 != 0, 99)):
+        monkeypatch.setattr(topics_module, "RING_MAX_BYTES", most)
         ring = Ring()
         for number in range(1, 30):
             ring.put(Publication(1, number, "worker:1", number, "t", b"12345", reliable=kinds(number)))
             bodies = [publication.body for publication, _kept in ring._frames]
             assert bodies == [b"12345" if kept else b"" for _publication, kept in ring._frames]
-            assert ring._bytes == len(b"".join(bodies)) <= 12
+            assert ring._bytes == len(b"".join(bodies)) <= most
             assert len(bodies) <= 4
+    ring = Ring()
+    for number in range(1, 30):
+        ring.put(Publication(1, number, "worker:1", number, "t", b"12345"))
+    assert (ring._bytes, len(ring._frames)) == (0, 4)
 
 
 def piece(number, serial, body=b"x", part=0, more=False, sender="worker:1"):
