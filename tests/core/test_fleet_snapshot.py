@@ -36,7 +36,8 @@ def test_a_snapshot_says_everything():
     assert (first.lane, first.generation, first.uptime_s, first.note) == (0, 1, 3.0, "")
     unheard = (first.requests, first.inflight, first.connections, first.threads, first.rss_bytes)
     assert (*unheard, first.oldest_request_s) == (0, 0, 0, 0, 0, 0.0)
-    assert snapshot(story, 8.00049).workers[0].uptime_s == 3.0
+    assert snapshot(story, 8.45649).workers[0].uptime_s == 3.456
+    assert second.note == ""
     assert (second.requests, second.inflight, second.connections, second.threads) == (100, 1, 5, 3)
     assert (second.rss_bytes, second.oldest_request_s) == (4096, 0.5)
     assert shot.slow == {2: slow}
