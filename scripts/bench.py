@@ -20,14 +20,17 @@ from types import FrameType
 
 from bench_cluster import cluster, examples
 from bench_connections import balance, idle
-from bench_machine import PYPI, describe, find, raise_file_limit
+from bench_machine import describe, find, raise_file_limit
 from bench_messages import messages
 from bench_mixed import mixed
 from bench_processes import BenchError, sweep
+from bench_recovery import recovery
 from bench_report import Report
 from bench_requests import access_log, counter, hello, werkzeug
 from bench_servers import Bench
 from bench_where import where
+
+PEERS = ("granian", "gunicorn", "uwsgi", "waitress")  # that run WSGI
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,14 @@ class Section:
 SECTIONS = {
     "hello": Section(hello, ("wrk", "nginx", "node")),
     "counter": Section(counter, ("wrk", "node")),
-    "werkzeug": Section(werkzeug, ("wrk", *PYPI)),
+    "werkzeug": Section(werkzeug, ("wrk", *PEERS)),
+    "recovery": Section(recovery, ("wrk", "nginx", "node", *PEERS)),
     "mixed": Section(mixed, ("wrk", "granian")),
     "balance": Section(balance),
     "idle": Section(idle, ("wrk", "nginx", "granian")),
     "log": Section(access_log),
     "examples": Section(examples),
-    "cluster": Section(cluster, ()),
+    "cluster": Section(cluster, ("node",)),
     "messages": Section(messages, ()),
     "where": Section(where, ()),
 }
