@@ -73,10 +73,11 @@ class Report:
         if not names:
             return "  no figures"
         widths = {name: max(11, len(name) + 2) for name in names}
-        lines = [" " * 46 + "".join(f"{name:>{widths[name]}}" for name in names)]
+        left = max(46, *(len(row.measure) + 2 for row in rows))
+        lines = [" " * left + "".join(f"{name:>{widths[name]}}" for name in names)]
         for row in rows:
             cells = (f"{number(row.values.get(name, ())):>{widths[name]}}" for name in names)
-            lines.append(f"  {row.measure:<44}{''.join(cells)}")
+            lines.append(f"  {row.measure:<{left - 2}}{''.join(cells)}")
         for goal in (goal for goal in self.goals if goal.section == section):
             sign = "<=" if goal.at_most else ">="
             value = "-" if goal.value is None else number([goal.value])
