@@ -94,7 +94,7 @@ def _start(wrk: str, server: Server, seconds: float, stream: Stream) -> "subproc
 def disturbed(server: Server, limit_s: float, stream: Stream, disturb: Callable[[], object]) -> tuple[int, int]:
     """Load until `disturb()` is over, for so long at most: the requests that were answered, and those that failed.
 
-    wrk counts as failed: connections refused or cut before the answer was complete, time-outs, a status of 400 or more.
+    wrk counts as failed: connections refused or cut before the answer was there, time-outs, a status of 400 or more.
     """
     with background(server, limit_s, stream) as process:
         disturb()

@@ -19,7 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv-bench"
 DEBIAN = {"wrk": "wrk", "nginx": "nginx-light", "node": "nodejs"}
-PYPI = {"granian": "granian", "gunicorn": "gunicorn", "uwsgi": "uwsgi", "waitress": "waitress-serve", "py-spy": "py-spy"}
+PYPI = {
+    "granian": "granian",
+    "gunicorn": "gunicorn",
+    "uwsgi": "uwsgi",
+    "waitress": "waitress-serve",
+    "py-spy": "py-spy",
+}
 INSTALL_LIMIT_S = 600.0
 SEARCH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"  # where Debian puts nginx
 

@@ -1,4 +1,4 @@
-"""How soon a server is there: after its start, after the death of its only worker; and what a reload costs clients."""
+"""How soon a server is there: after its start, after its only worker's death; and what a reload costs clients."""
 
 import http.client
 import os
@@ -34,7 +34,10 @@ RELOADS = 2
 CLIENTS = 16  # of a reload: enough to keep both cores busy
 ASKS = 40  # new connections that find all of two workers
 WARM_S = 1.0
-KINDS = {"keep-alive": Stream(connections=CLIENTS), "new connections": Stream(connections=CLIENTS, headers=("Connection: close",))}  # fmt: skip
+KINDS = {
+    "keep-alive": Stream(connections=CLIENTS),
+    "new connections": Stream(connections=CLIENTS, headers=("Connection: close",)),
+}
 
 
 def programs(bench: Bench, workers: int) -> list[Program]:
@@ -52,7 +55,7 @@ def programs(bench: Bench, workers: int) -> list[Program]:
 
 
 def first_answer(bench: Bench) -> None:
-    """Seconds from exec to the first 200, asked every 2 ms; the port is given, not read from what the server prints."""
+    """Milliseconds from exec to the first 200, asked every 2 ms; the port is given, not read from what it prints."""
     found = [program for program in programs(bench, 2) if program.name != "zcluster"]
     others = [zcluster("apps:pid", log_level="critical", port="{port}"), waitress(bench.tools, "apps:pid")]
     chosen = [others[0], *found, others[1]]
@@ -76,8 +79,8 @@ def who(server: Server) -> int:
 def kill(server: Server) -> tuple[float, int]:
     """Seconds from SIGKILL until a request begun afterwards is answered, and how many begun meanwhile never were.
 
-    A client begins every PACE_S, whatever became of those before: one that is hung up on does not hide the answer that
-    the next one gets.
+    A client begins every PACE_S, whatever became of those before: one that hangs does not hide the answer that the
+    next one gets.
     """
     pid = who(server)
     asked: dict[socket.socket, float] = {}
@@ -204,6 +207,7 @@ def all_reloads(bench: Bench) -> None:
 
 def one_more(bench: Bench) -> None:
     """What two workers more weigh, halved: a process that is there once is in neither."""
+
     def weigh(program: Program) -> float:
         with running(program) as server:
             load(server, WARM_S, Stream(connections=16))

@@ -132,7 +132,13 @@ def uwsgi(tools: Tools, app: str, *options: str, workers: int = 2) -> Program | 
     """uWSGI behind its own HTTP router: without it a keep-alive connection keeps a thread, and 64 do not fit."""
     if "uwsgi" not in tools:
         return None
-    words = [tools["uwsgi"], f"--module={app}", f"--virtualenv={VENV}", "--http=127.0.0.1:{port}", "--http-keepalive=60"]
+    words = [
+        tools["uwsgi"],
+        f"--module={app}",
+        f"--virtualenv={VENV}",
+        "--http=127.0.0.1:{port}",
+        "--http-keepalive=60",
+    ]
     words += ["--master", f"--processes={workers}", "--die-on-term", "--need-app", "--disable-logging"]
     # Its socket towards the workers is an abstract one of its own choice; the router is one more process.
     return Program("uWSGI", [*words, *options], PEERS, workers=workers + 1, setting=shown(options))

@@ -1,0 +1,129 @@
+"""What a request costs as workers and connections grow. Each size has a column."""
+
+import resource
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from bench_connections import GRANIAN_MANY, SPARE_FILES
+from bench_load import Answers, Stream, load
+from bench_machine import ROOT
+from bench_processes import BenchError, Server, running
+from bench_report import in_turn
+from bench_requests import cost
+from bench_servers import Bench, granian, nginx, node, ps, zcluster
+
+WORKERS = (1, 2, 4, 8, 16, 32, 64)
+CONNECTIONS = (1, 10, 100, 1000, 10_000)
+WARM_S = 1.0
+IDLE_S = 3.0  # for the cost of doing nothing: some heartbeats
+CONNECT_S = 2.0  # for wrk to open 10,000 connections: a shorter measurement would be of that
+LONGEST_S, MOST_ROUNDS = 2.0, 3  # of these many figures; the trend is what they are for
+
+CPU_WORKERS = "CPU per request, us"
+MASTER_BUSY, MASTER_IDLE = "the master's CPU under load, % of a core", "the master's CPU without load, % of a core"
+ALL_IDLE = "all processes' CPU without load, % of a core"
+EACH, WHOLE = "memory (PSS) per worker, MiB", "memory (PSS) of all processes, MiB"
+START = "start until all serve, ms"
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process, to the nanosecond: the master uses little, and clock ticks are of 10 ms."""
+    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+def pss_bytes(pids: list[int]) -> int:
+    """Memory of these processes, each with its share of what others map too."""
+    lines = (line for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def with_workers(bench: Bench, workers: int) -> dict[str, list[float]]:
+    """All measures of the counter example with so many workers."""
+    told: dict[str, list[float]] = {CPU_WORKERS: [], "requests/s": [], MASTER_BUSY: []}
+    seconds = min(bench.seconds, LONGEST_S)
+    with running(zcluster("app:app", cwd=ROOT / "examples" / "counter", workers=workers)) as server:
+        load(server, WARM_S)
+        state = ps(server)
+        master = int(state["master_pid"])
+        for _ in range(min(bench.rounds, MOST_ROUNDS)):
+            before, started = cpu_s(master), time.monotonic()
+            request_s, answers = cost(server, seconds, Stream())
+            told[MASTER_BUSY].append(100 * (cpu_s(master) - before) / (time.monotonic() - started))
+            told[CPU_WORKERS].append(request_s * 1e6)
+            told["requests/s"].append(answers.rate)
+        family = server.family()
+        before, all_before, started = cpu_s(master), sum(map(cpu_s, family)), time.monotonic()
+        time.sleep(IDLE_S)
+        took_s = time.monotonic() - started
+        told[MASTER_IDLE] = [100 * (cpu_s(master) - before) / took_s]
+        told[ALL_IDLE] = [100 * (sum(map(cpu_s, family)) - all_before) / took_s]
+        told[EACH] = [pss_bytes([int(worker["pid"]) for worker in state["workers"]]) / workers / 2**20]
+        told[WHOLE] = [server.pss_bytes() / 2**20]
+        told[START] = [server.start_s * 1e3]
+    return told
+
+
+def growth(bench: Bench) -> None:
+    """The counter example with 1 to 64 workers (a column for each): CPU, memory, the master, 64 connections."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    for workers in WORKERS:
+        for measure, values in with_workers(bench, workers).items():
+            rows.setdefault(measure, {})[str(workers)] = values
+    for measure, figures in rows.items():
+        bench.report.row("growth", measure, figures)
+
+
+def connections(bench: Bench) -> None:
+    """Raw hello world with 1 to 10,000 keep-alive connections (a column for each), all of them busy, 2 workers."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    programs = [
+        zcluster("apps:raw"), nginx(bench.tools), node(bench.tools, "hello.js"),
+        granian(bench.tools, "apps:raw", *GRANIAN_MANY),
+    ]  # fmt: skip
+    cpu: dict[str, dict[str, list[float]]] = {}
+    rate: dict[str, dict[str, list[float]]] = {}
+    p99: dict[str, dict[str, list[float]]] = {}
+    with bench.all_running(programs) as servers:
+        for server in servers.values():
+            load(server, WARM_S)
+        for wanted in CONNECTIONS:
+            number = min(wanted, most - SPARE_FILES)
+            stream = Stream(connections=number)
+            seconds = min(bench.seconds, LONGEST_S) + CONNECT_S * (number > 1000)
+            for name, rounds in _all(bench, servers, seconds, stream).items():
+                cpu.setdefault(name, {})[f"{number:,}"] = [cpu_s * 1e6 for cpu_s, _ in rounds]
+                rate.setdefault(name, {})[f"{number:,}"] = [got.rate for _, got in rounds]
+                p99.setdefault(name, {})[f"{number:,}"] = [got.p99_s * 1e3 for _, got in rounds]
+    for what, figures in (("CPU per request, us", cpu), ("requests/s", rate), ("latency p99, ms", p99)):
+        for name, values in figures.items():
+            bench.report.row("connections", f"{name}: {what}", values)
+
+
+def _all(
+    bench: Bench, servers: dict[str, Server], seconds: float, stream: Stream
+) -> dict[str, list[tuple[float, Answers]]]:
+    """The rounds of each server, in turn; one that fails a peer is noted and left out."""
+    living = dict(servers)
+    while living:
+        failed: list[str] = []
+
+        def once(name: str, server: Server) -> tuple[float, Answers]:
+            try:
+                return cost(server, seconds, stream)
+            except BenchError:
+                failed.append(name)  # noqa: B023 (it is called in this turn of the loop)
+                raise
+
+        subjects: dict[str, Callable[[], tuple[float, Answers]]] = {
+            name: partial(once, name, server) for name, server in living.items()
+        }
+        try:
+            return in_turn(subjects, min(bench.rounds, MOST_ROUNDS))
+        except BenchError as error:
+            told = bench.report.fail if "zcluster" in failed else bench.report.note
+            told(f"{stream.connections:,} connections: {str(error).strip().splitlines()[-1]}")
+            for name in failed:
+                del living[name]
+    return {}
