@@ -86,21 +86,16 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="sections:\n" + "\n".join(f"  {name:<10}{section.title}" for name, section in SECTIONS.items()),
     )  # fmt: skip
-    add = parser.add_argument
-    add("--only", type=section_names, default=list(SECTIONS), metavar="SECTION,...", help="default: all")
-    add("--seconds", type=at_least_one, metavar="N", help="of each measurement (default: 4)")
-    add("--rounds", type=at_least_one, metavar="N", help="of everything (default: 5)")
-    add("--quick", action="store_true", help="3 rounds of 1 second: a look, not a measurement")
-    add("--no-install", action="store_true", help="use what is there")
-    add("--json", type=Path, metavar="FILE", help="write all rounds of all figures there, too")
-    add("--markdown", type=Path, metavar="FILE", help="write tables with the goals there")
-    add("--plots", type=Path, metavar="FOLDER", help="draw SVG files there (needs matplotlib: the dev extra)")
-    add("--from", type=Path, metavar="FILE", dest="source", help="measure nothing: take the figures of this JSON")
-    add(
-        "--page",
-        action="store_true",
-        help="write docs/performance.json (with --only, those sections of it), the drawings and all pages of it",
-    )
+    parser.add_argument("--only", type=section_names, default=[*SECTIONS], metavar="NAME,...", help="default: all")
+    parser.add_argument("--seconds", type=at_least_one, metavar="N", help="of each measurement (default: 4)")
+    parser.add_argument("--rounds", type=at_least_one, metavar="N", help="of everything (default: 5)")
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 1 second: a look, not a measurement")
+    parser.add_argument("--no-install", action="store_true", help="use what is there")
+    parser.add_argument("--from", type=Path, metavar="FILE", dest="source", help="measure nothing: read this JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds of all figures there, too")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write tables with the goals there")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw SVG files there (dev extra: matplotlib)")
+    parser.add_argument("--page", action="store_true", help="write docs/performance.json and all that is made of it")
     return parser.parse_args(words)
 
 

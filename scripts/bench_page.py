@@ -18,17 +18,17 @@ WHY = {
         "nginx is C that parses in place and makes the same system calls. A Python program that does nothing but "
         "those calls costs as much as nginx whole; the environ that WSGI demands, a split of the head without any "
         "check and the application's call already cost more than the goal allows "
-        "([the floor](HTTP.md#where-a-requests-time-goes)). What remains above that floor are the checks "
-        "([decided so](DECISIONS.md))."
+        "([the floor](HTTP.md#where-a-requests-time-goes)). What remains above that floor are the checks, and "
+        "[what was tried](DECISIONS.md) did not bring it down."
     ),
     ("counter", "/ Node"): (
-        "Both programs run with the client on the same cores, so a server that costs nothing would not be twice as fast "
-        "either. Counting itself is no longer what costs: the counter example is as dear as the Werkzeug hello "
-        "([examples](#examples)), and Werkzeug's request and response objects are the most of that; Node's program has no "
-        "framework."
+        "The counter example is a Werkzeug program: Werkzeug's request and response objects cost more than engine "
+        "and kernel together, and the same program on Node has no such layer. Counting itself is cheap: see what it "
+        "adds to a request in [examples](#examples)."
     ),
 }
 
+PROPAGATION = "an increment until another worker is told"
 PEER_ROWS = [
     ("werkzeug", "CPU per request, us", "Werkzeug hello: CPU per request, us"),
     ("werkzeug", "requests/s", "requests/s"),
@@ -41,11 +41,7 @@ PEER_ROWS = [
     ("hello", "1 header: latency p99, ms", "latency p99, ms"),
     ("hello", "1 header: latency p99.9, ms", "latency p99.9, ms"),
     ("counter", "requests/s", "counter program: requests/s"),
-    (
-        "cluster",
-        "an increment until another worker is told, median, ms",
-        "an increment until another worker is told, ms",
-    ),
+    ("cluster", f"{PROPAGATION}, median, ms", f"{PROPAGATION}, ms"),
 ]
 README_ROWS = [
     ("hello", "1 header: CPU per request, us", "CPU per raw WSGI hello, us"),

@@ -6,6 +6,7 @@ of the figures it was made from, so that a test can tell a drawing that is out o
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -31,9 +32,10 @@ def digest(report: Report) -> str:
 
 
 def medians(report: Report, section: str, measure: str) -> dict[str, float]:
-    """One row, by server."""
+    """One row, by server; what is infinite cannot be drawn."""
     rows = [row for row in report.rows if (row.section, row.measure) == (section, measure)]
-    return {name: statistics.median(values) for row in rows for name, values in row.values.items() if values}
+    found = {name: statistics.median(values) for row in rows for name, values in row.values.items() if values}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def by_size(report: Report, section: str, measure: str) -> tuple[list[int], list[float]]:
