@@ -1,4 +1,4 @@
-"""Where the CPU of a request goes, line by line: py-spy looks at a worker under load a thousand times a second.
+"""Where the CPU of a request goes, line by line: py-spy looks at a worker under load, again and again.
 
 It reads the worker's memory from outside, so nothing is slower for being looked at, and a system call counts to the
 line that makes it. What a line costs is its share of the samples times the worker's CPU per request. Samples are of
@@ -21,8 +21,8 @@ from bench_processes import TICKS, BenchError, Server, running
 from bench_requests import WARM_S
 from bench_servers import PEERS, Bench, ps, zcluster
 
-SECONDS = 6  # of one kind of request: some 6,000 samples
-SAMPLES_A_SECOND = 1000
+SECONDS = 10  # of one kind of request: some 5,000 samples
+SAMPLES_A_SECOND = 500  # py-spy shares its core with wrk
 SHOWN = 30  # lines; those below them are under a hundredth each
 LOOP = "Engine._rounds "  # in the stacks of the thread that has the loop; the others wait
 WORKER, KERNEL = "a worker's CPU per request", "of that in the kernel"

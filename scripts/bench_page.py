@@ -132,7 +132,7 @@ def readme(told: Report) -> str:
     python = machine.get("Python", "?").partition(",")[0]
     which = f"{machine.get('cores', '?')}, {machine.get('kernel', '?')}, Python {python}"
     how = bench_markdown.how(taken) if taken else ""
-    return chosen(README_ROWS, told) + f"\n{how} The machine: {which}.\n"
+    return chosen(README_ROWS, told) + f"\n{how} The machine: cores {which}.\n"
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -15,8 +15,11 @@ from typing import Any
 
 from bench_report import Report, finite
 
-COLOURS = {"zcluster": "#c4451c", "nginx": "#3a7d44", "Node": "#6b8e23", "granian": "#35618f", "gunicorn": "#7a5195"}
-OTHERS = ("#888888", "#b8860b", "#20808d", "#444444")
+COLOURS = {
+    "zcluster": "#c4451c", "nginx": "#3a7d44", "Node": "#9db33c", "granian": "#35618f", "gunicorn": "#7a5195",
+    "uWSGI": "#b8860b", "waitress": "#20808d",
+}  # fmt: skip
+OTHER = "#888888"
 PREFIX = "performance-"
 Figure = Mapping[str, float]
 
@@ -44,19 +47,24 @@ def by_size(report: Report, section: str, measure: str) -> tuple[list[int], list
     return [int(size.replace(",", "")) for size in found], list(found.values())
 
 
-def colour(name: str, index: int) -> str:
-    return COLOURS.get(name, OTHERS[index % len(OTHERS)])
+def logarithmic(axis: Any) -> None:
+    """A scale with 1, 10, 100 on it and nothing between them."""
+    from matplotlib import ticker
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def bars(axes: Any, title: str, values: Figure, log: bool = False) -> None:
     """A bar for each server, its figure beside it."""
     names = list(values)
-    axes.barh(names, [values[name] for name in names], color=[colour(name, i) for i, name in enumerate(names)])
+    axes.barh(names, [values[name] for name in names], color=[COLOURS.get(name, OTHER) for name in names])
     axes.bar_label(axes.containers[0], fmt="{:,.4g}", padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.set_title(title, fontsize=10)
     if log:
-        axes.set_xscale("log")
+        logarithmic(axes.xaxis)
     axes.margins(x=0.18)
 
 
@@ -78,7 +86,7 @@ def latency(report: Report, axes: Sequence[Any]) -> None:
             axis.barh(places, [parts[name].get(server, 0.0) for server in names], 0.25, color=shade, label=name)
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()
-        axis.set_xscale("log")
+        logarithmic(axis.xaxis)
         axis.set_title(f"latency, ms: {title}", fontsize=10)
         axis.legend(fontsize=8)
 
@@ -108,13 +116,13 @@ def connections(report: Report, axes: Sequence[Any]) -> None:
     """What one more connection costs."""
     for axis, measure in zip(axes, ("CPU per request, us", "latency p99, ms"), strict=True):
         rows = [row.measure for row in report.rows if row.section == "connections" and row.measure.endswith(measure)]
-        for index, row in enumerate(rows):
+        for row in rows:
             name = row.partition(":")[0]
             sizes, values = by_size(report, "connections", row)
-            axis.plot(sizes, values, marker="o", label=name, color=colour(name, index))
-        axis.set_xscale("log")
+            axis.plot(sizes, values, marker="o", label=name, color=COLOURS.get(name, OTHER))
+        logarithmic(axis.xaxis)
         if measure.startswith("latency"):
-            axis.set_yscale("log")
+            logarithmic(axis.yaxis)
         else:
             axis.set_ylim(bottom=0)
         axis.set_title(f"raw hello: {measure}", fontsize=10)
