@@ -61,7 +61,7 @@ SECTIONS = {
     "examples": Section(examples),
     "cluster": Section(cluster, ("node",)),
     "messages": Section(messages, ()),
-    "growth": Section(growth),
+    "growth": Section(growth, ("wrk", "node")),
     "connections": Section(connections, ("wrk", "nginx", "node", "granian")),
     "where": Section(where, ()),
     "lines": Section(lines, ("wrk", "py-spy")),

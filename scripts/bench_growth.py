@@ -16,9 +16,10 @@ CONNECTIONS = (1, 10, 100, 1000, 10_000)
 WARM_S = 1.0
 IDLE_S = 3.0  # for the cost of doing nothing: some heartbeats
 CONNECT_S = 3.0  # for wrk to open 10,000 connections: a shorter measurement would be of that
-LONGEST_S, MOST_ROUNDS = 2.0, 3  # of these many figures; the trend is what they are for
+LONGEST_S, MOST_ROUNDS = 2.0, 2  # of these many figures; the trend is what they are for
 
 CPU_WORKERS = "CPU per request, us"
+CPU_RAW = "raw hello, {}: CPU per request, us"  # what of the growth is the processes', what the counter's
 MASTER_BUSY, MASTER_IDLE = "the master's CPU under load, % of a core", "the master's CPU without load, % of a core"
 ALL_IDLE = "all processes' CPU without load, % of a core"
 EACH, WHOLE = "memory (PSS) per worker, MiB", "memory (PSS) of all processes, MiB"
@@ -62,11 +63,23 @@ def with_workers(bench: Bench, workers: int) -> dict[str, list[float]]:
     return told
 
 
+def raw_hello(bench: Bench, workers: int) -> dict[str, list[float]]:
+    """The least a request can cost with so many processes, here and on Node's cluster; one after the other."""
+    told: dict[str, list[float]] = {}
+    for program in (zcluster("apps:raw", workers=workers), node(bench.tools, "hello.js", workers)):
+        if program:
+            with running(program) as server:
+                load(server, WARM_S)
+                request_s, _ = cost(server, min(bench.seconds, LONGEST_S), Stream())
+            told[CPU_RAW.format(program.name)] = [request_s * 1e6]
+    return told
+
+
 def growth(bench: Bench) -> None:
     """The counter example with 1 to 64 workers (a column for each): CPU, memory, the master, 64 connections."""
     rows: dict[str, dict[str, list[float]]] = {}
     for workers in WORKERS:
-        for measure, values in with_workers(bench, workers).items():
+        for measure, values in {**with_workers(bench, workers), **raw_hello(bench, workers)}.items():
             rows.setdefault(measure, {})[str(workers)] = values
     for measure, figures in rows.items():
         bench.report.row("growth", measure, figures)

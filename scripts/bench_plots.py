@@ -94,7 +94,11 @@ def latency(report: Report, axes: Sequence[Any]) -> None:
 def workers(report: Report, axes: Sequence[Any]) -> None:
     """What one more worker costs."""
     for axis, title, measures in (
-        (axes[0], "counter example: CPU per request, us", ["CPU per request, us"]),
+        (
+            axes[0],
+            "CPU per request, us",
+            ["CPU per request, us", *(f"raw hello, {name}: CPU per request, us" for name in ("zcluster", "Node"))],
+        ),
         (
             axes[1],
             "memory per worker (MiB), master's CPU (%)",
@@ -103,7 +107,8 @@ def workers(report: Report, axes: Sequence[Any]) -> None:
     ):
         for index, measure in enumerate(measures):
             sizes, values = by_size(report, "growth", measure)
-            axis.plot(sizes, values, marker="o", label=measure, color=("#c4451c", "#35618f")[index])
+            label = measure.removesuffix(": CPU per request, us").replace("CPU per request, us", "counter, zcluster")
+            axis.plot(sizes, values, marker="o", label=label, color=("#c4451c", "#35618f", "#9db33c")[index])
             axis.set_xscale("log", base=2)
             axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.set_ylim(bottom=0)
