@@ -107,7 +107,8 @@ def options_part() -> str:
     rows = []
     for option in config.options():
         names = [f"`{flag}`" for flag in option.flags] or [f"`{option.metavar}`"]
-        meaning = option.help + (f"<br>*On the default: {why[option.field]}.*" if why[option.field] else "")
+        alone = f" Alone: {option.alone}." if option.alone else ""
+        meaning = option.help + alone + (f"<br>*On the default: {why[option.field]}.*" if why[option.field] else "")
         env = "<br>".join(f"`{name}`" for name in (option.variable, option.env) if name)
         fixed = f"no: {option.fixed}" if option.fixed else "yes"
         shown = [shown_default(option), shown_limits(option), fixed, meaning]

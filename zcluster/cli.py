@@ -16,7 +16,7 @@ from typing import Any, Final
 import click
 
 from zcluster.errors import BusError, ClusterError, Refusal, ReloadFailed, SpawnError
-from zcluster.parameters import ANSWER_TIMEOUT_S, SETTINGS, import_from, run_parameters, sources_of
+from zcluster.parameters import ANSWER_TIMEOUT_S, SETTINGS, import_from, run_parameters, say, sources_of
 from zcluster.parameters import which as _which
 from zcluster.resolution import resolve
 from zcluster.unix.logs import complain
@@ -84,7 +84,7 @@ def all_commands() -> dict[str, click.Command]:
 def cli(context: click.Context) -> None:
     """One WSGI program on every core, one port, and processes that talk to each other."""
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+        say(context.get_help())
 
 
 # ---- run ----------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def scale(name: str, run_dir: str, size: int | str, wait: bool) -> None:
 
     with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
         wanted = cluster.scale(size, wait=wait)
-        click.echo(f"{cluster.name}: {wanted} {'worker' if wanted == 1 else 'workers'}")
+        say(f"{cluster.name}: {wanted} {'worker' if wanted == 1 else 'workers'}")
 
 
 @cli.command(context_settings=SETTINGS)
@@ -146,7 +146,7 @@ def reload(name: str, run_dir: str, wait: bool) -> None:
     with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
         generation = cluster.reload(wait=wait)
         what = f"generation {generation} serves" if wait else "the reload is ordered; the log tells what comes of it"
-        click.echo(f"{cluster.name}: {what}")
+        say(f"{cluster.name}: {what}")
 
 
 @cli.command(context_settings=SETTINGS)

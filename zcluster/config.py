@@ -124,7 +124,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_alive_s: Annotated[
         float, _seconds("--keep-alive", 0.01, 3600, "An idle connection waits this long for its next request.")
     ] = 5.0
-    # off: what is too long only its operator knows; gunicorn's 30 s are written as --timeout 30
+    # off: what is too long only its operator knows; the flag alone means what gunicorn has by default
     timeout_s: Annotated[
         float,
         _seconds(
@@ -132,6 +132,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             0,
             86400,
             "A request this long in the app, with nothing sent or received, is logged with its stack; 0: none.",
+            alone="30",
         ),
     ] = 0.0
     # what was only slow ends soon after the limit; what hangs is not to hold a thread for much longer than that

@@ -9,19 +9,25 @@ from typing import Any
 from msgspec import Meta
 
 
-def _extra(flags: str | tuple[str, ...], metavar: str, env: str, fixed: str) -> dict[str, Any]:
-    """Say how the command line spells an option: its flags, the long one first; `env`: a variable that stands in."""
+def _extra(flags: str | tuple[str, ...], metavar: str, env: str, fixed: str, alone: str = "") -> dict[str, Any]:
+    """Say how the command line spells an option.
+
+    `flags`: the long one first; `env`: a variable that stands in; `alone`: what the flag without a value means.
+    """
     return {
         "flags": (flags,) if isinstance(flags, str) else flags,
         "metavar": metavar,
         "env": env,
         "fixed": fixed,
+        "alone": alone,
     }
 
 
-def seconds(flag: str | tuple[str, ...], least_s: float, most_s: float, text: str, fixed: str = "") -> Meta:
+def seconds(
+    flag: str | tuple[str, ...], least_s: float, most_s: float, text: str, fixed: str = "", alone: str = ""
+) -> Meta:
     """Describe a time in seconds."""
-    return Meta(description=text, ge=least_s, le=most_s, extra=_extra(flag, "SECONDS", "", fixed))
+    return Meta(description=text, ge=least_s, le=most_s, extra=_extra(flag, "SECONDS", "", fixed, alone))
 
 
 def number(

@@ -15,7 +15,7 @@ import click
 
 from zcluster.errors import SpawnError
 from zcluster.launched import Launched
-from zcluster.parameters import SETTINGS, which
+from zcluster.parameters import SETTINGS, printing, which_to_read
 from zcluster.unix.journal import Reader, told_by
 
 FOLLOW_S: Final = 0.1  # how late a line may be seen; a look costs two system calls
@@ -24,7 +24,7 @@ INTERRUPTED: Final = 130
 
 
 @click.command("logs", context_settings=SETTINGS)
-@which
+@which_to_read
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until the cluster has ended.")
 @click.option(
     "--lines",
@@ -69,5 +69,6 @@ def _following(cluster: Launched, reader: Reader) -> Iterator[Iterable[str]]:
 def _show(lines: Iterable[str]) -> None:
     # As a file of whatever encoding takes it: what an app has printed need not fit the operator's terminal.
     text = "".join(f"{line}\n" for line in lines)
-    sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", errors="backslashreplace"))
-    sys.stdout.buffer.flush()
+    with printing():
+        sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", errors="backslashreplace"))
+        sys.stdout.buffer.flush()

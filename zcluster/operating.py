@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from zcluster.errors import BusError, ClusterError, ConfigError, NoReply, PeerGone, RequestFailed, TooLarge
-from zcluster.parameters import ANSWER_TIMEOUT_S, SETTINGS, which
+from zcluster.parameters import ANSWER_TIMEOUT_S, SETTINGS, say, which
 
 if TYPE_CHECKING:
     from zcluster.bus.mailbox import Delivery
@@ -31,7 +31,7 @@ def restart_command(name: str, run_dir: str, slot: int, wait: bool) -> None:
         id_ = cluster.restart(slot, wait=wait)
         done = f"worker {id_} serves in slot {slot}"
         ordered = f"the restart of slot {slot} is ordered; the log tells what comes of it"
-        click.echo(f"{cluster.name}: {done if wait else ordered}")
+        say(f"{cluster.name}: {done if wait else ordered}")
 
 
 @click.command("kill", context_settings=SETTINGS)
@@ -50,9 +50,7 @@ def kill_command(name: str, run_dir: str, slot: int, signal: str) -> None:
         raise click.BadParameter(str(error), param_hint="SIGNAL") from None
     with Cluster.attach(name, run_dir=run_dir, timeout_s=ANSWER_TIMEOUT_S, messages=False) as cluster:
         id_, pid = cluster.send_signal(slot, number)
-        click.echo(
-            f"{cluster.name}: {SIGNAL_NAMES.get(number, number)} sent to worker {id_} (pid {pid}) in slot {slot}"
-        )
+        say(f"{cluster.name}: {SIGNAL_NAMES.get(number, number)} sent to worker {id_} (pid {pid}) in slot {slot}")
 
 
 def _target(_context: click.Context, _parameter: click.Parameter, value: str) -> int | str:
@@ -91,7 +89,7 @@ def send_command(
             raise ConfigError(str(error)) from None
         except (NoReply, PeerGone, RequestFailed) as error:  # the cluster is there, and has not done it
             raise ClusterError(str(error)) from None
-        click.echo(said)
+        say(said)
 
 
 def _payload(text: str) -> Any:

@@ -29,6 +29,7 @@ class Option(msgspec.Struct, frozen=True):
     least: float | None
     most: float | None
     fixed: str  # why a reload cannot change it; "": it can
+    alone: str  # what the flag means when no value follows; "": one has to
 
     @property
     def name(self) -> str:

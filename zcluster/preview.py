@@ -17,7 +17,7 @@ import click
 from zcluster.config import Config, options
 from zcluster.errors import ClusterError
 from zcluster.option import Option
-from zcluster.parameters import SETTINGS, import_from, run_parameters, sources_of
+from zcluster.parameters import SETTINGS, import_from, run_parameters, say, sources_of
 from zcluster.resolution import NO_APP, Resolved, resolve
 from zcluster.unix import identity, surroundings
 from zcluster.unix.application import load
@@ -33,9 +33,9 @@ def _config(*, as_json: bool, **given: Any) -> None:
     """Show every option of `run` as it would be, and where its value comes from."""
     resolved = resolve(sources_of(given), needs_app=False)
     if as_json:
-        click.echo(json.dumps({option.name: _described(option, resolved) for option in options()}, indent=2))
+        say(json.dumps({option.name: _described(option, resolved) for option in options()}, indent=2))
     else:
-        click.echo("\n".join(_line(option, resolved) for option in options()))
+        say("\n".join(_line(option, resolved) for option in options()))
 
 
 def _described(option: Option, resolved: Resolved) -> dict[str, Any]:
@@ -92,24 +92,24 @@ def _check(**given: Any) -> int:
 def _try_out(resolved: Resolved) -> None:
     config = resolved.config
     given = [option.name for option in options() if resolved.origins[option.field] != "default"]
-    click.echo(f"configuration: good; given are {', '.join(given)} (`zcluster config` prints all)")
+    say(f"configuration: good; given are {', '.join(given)} (`zcluster config` prints all)")
     if config.certfile:
         from zcluster.unix import certificate  # the ssl module is only for who speaks TLS
 
         certificate.load(config.certfile, config.keyfile)
-        click.echo(f"certificate: {config.certfile} is good")
+        say(f"certificate: {config.certfile} is good")
     who = identity.wanted(config)
     if who is not None:
-        click.echo(f"user: {who}")
+        say(f"user: {who}")
     surroundings.enter(config)
     known_fds = frozenset(int(fd) for fd in os.listdir("/proc/self/fd"))
     began = time.monotonic()
     load(config.app)
     if config.hooks:
         find_hooks(config.hooks)
-        click.echo(f"hooks: {config.hooks} loads")
-    click.echo(f"app: {config.app} loads, in {time.monotonic() - began:.1f} s")
-    click.echo(f"preload: {_preload(config, known_fds)}")
+        say(f"hooks: {config.hooks} loads")
+    say(f"app: {config.app} loads, in {time.monotonic() - began:.1f} s")
+    say(f"preload: {_preload(config, known_fds)}")
 
 
 def _preload(config: Config, known_fds: frozenset[int]) -> str:

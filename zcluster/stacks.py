@@ -11,7 +11,7 @@ import click
 
 from zcluster.errors import ClusterError, ReloadFailed
 from zcluster.launched import Launched
-from zcluster.parameters import SETTINGS, which
+from zcluster.parameters import SETTINGS, say, which_to_read
 from zcluster.unix.dumps import LOOK_AGAIN_S, Dump, Dumps, Target, targets
 from zcluster.unix.ledgerfile import open_ledger
 from zcluster.unix.locks import LockFile
@@ -20,7 +20,7 @@ NOT_DONE = ReloadFailed.exit_code  # as cli's: the cluster runs, and what was as
 
 
 @click.command("dump", context_settings=SETTINGS)
-@which
+@which_to_read
 @click.argument("slot", required=False, type=click.IntRange(min=0), metavar="[SLOT]")
 def dump_command(name: str, run_dir: str, slot: int | None) -> int:
     """Show the stacks of all threads of the worker in SLOT, or of every worker and zygote.
@@ -32,8 +32,8 @@ def dump_command(name: str, run_dir: str, slot: int | None) -> int:
     complete = {dump.target: dump for dump in _dumped(asked)}
     for number, target in enumerate(asked):
         if number:
-            click.echo()
-        click.echo(f"{target.label}\n{complete[target].text}")
+            say()
+        say(f"{target.label}\n{complete[target].text}")
     return 0 if all(dump.ok for dump in complete.values()) else NOT_DONE
 
 

@@ -16,7 +16,7 @@ import click
 
 from zcluster.config import Config, options
 from zcluster.option import Option
-from zcluster.parameters import SETTINGS, run_parameters, sources_of
+from zcluster.parameters import SETTINGS, run_parameters, say, sources_of
 from zcluster.resolution import Sources, resolve
 from zcluster.unix.rundir import safe_name
 
@@ -33,7 +33,7 @@ def _systemd(**given: Any) -> None:
     name = safe_name(given["app"] or "")
     sources = sources_of(given)
     config = resolve(sources).config
-    click.echo("\n".join(_lines(config, sources, config.name or safe_name(config.app) or name)))
+    say("\n".join(_lines(config, sources, config.name or safe_name(config.app) or name)))
 
 
 def _lines(config: Config, sources: Sources, name: str) -> Iterator[str]:

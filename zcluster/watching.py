@@ -22,7 +22,7 @@ from zcluster.core.messages import Event, Snapshot
 from zcluster.errors import BusError, SpawnError
 from zcluster.follower import Follower
 from zcluster.launched import Launched
-from zcluster.parameters import ANSWER_TIMEOUT_S, SETTINGS, as_json, which
+from zcluster.parameters import ANSWER_TIMEOUT_S, SETTINGS, as_json, say, which_to_read
 from zcluster.tables import cluster_table, counters_table, event_form, event_line
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell has it
@@ -37,7 +37,7 @@ _watch = click.option(
 
 
 @click.command("ps", context_settings=SETTINGS)
-@which
+@which_to_read
 @as_json
 @_watch
 def ps_command(name: str, run_dir: str, as_json: bool, watch_s: float | None) -> int:
@@ -51,7 +51,7 @@ def ps_command(name: str, run_dir: str, as_json: bool, watch_s: float | None) ->
 
 
 @click.command("counters", context_settings=SETTINGS)
-@which
+@which_to_read
 @as_json
 @_watch
 def counters_command(name: str, run_dir: str, as_json: bool, watch_s: float | None) -> int:
@@ -77,11 +77,11 @@ def _show(name: str, run_dir: str, shown: Callable[[dict[str, Any]], str], watch
                     return 0
                 raise
             if watch_s is None:
-                click.echo(text)
+                say(text)
             elif sys.stdout.isatty():
-                click.echo(_CLEAR + _cut(text))
+                say(_CLEAR + _cut(text))
             elif text != last:
-                click.echo(text)
+                say(text)
             last = text
             if watch_s is None or not _is_worth_it(watch_s, cluster._has_ended):
                 return 0
@@ -104,7 +104,7 @@ def _quietly() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if sys.stdout.isatty():
-            click.echo()  # the shell's prompt does not stand behind ^C
+            say()  # the shell's prompt does not stand behind ^C
 
 
 def _is_worth_it(wait_s: float, is_over: Callable[[], bool]) -> bool:
@@ -125,7 +125,7 @@ def _is_read(wait_s: float = 0.0) -> bool:
 
 # ---- events --------------------------------------------------------------------------------------------------------
 @click.command("events", context_settings=SETTINGS)
-@which
+@which_to_read
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens from now on, until the cluster ends.")
 @as_json
 def events_command(name: str, run_dir: str, follow: bool, as_json: bool) -> int:
@@ -147,7 +147,7 @@ def events_command(name: str, run_dir: str, follow: bool, as_json: bool) -> int:
 
 
 def _print(event: Event, as_json: bool) -> None:
-    click.echo(json.dumps(event_form(event)) if as_json else event_line(event))
+    say(json.dumps(event_form(event)) if as_json else event_line(event))
 
 
 class _Happened:

@@ -84,12 +84,13 @@ def options(run_dir):
 def command_line(run_dir):
     """Run a command of the command line to its end; `command_line("ps", code=4)` also checks the exit code."""
 
-    def run(*arguments, code=0, timeout_s=30, environ=None):
+    def run(*arguments, code=0, timeout_s=30, environ=None, stdout=subprocess.PIPE):
         done = subprocess.run(
             [sys.executable, "-m", "zcluster", *arguments],
             cwd=HERE,
             env={**os.environ, "PYTHONPATH": str(ROOT), "ZCLUSTER_RUN_DIR": str(run_dir), **(environ or {})},
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             text=True,
             stdin=subprocess.DEVNULL,
             timeout=timeout_s,

@@ -21,6 +21,15 @@ def error_line(done):
     return lines[0].removeprefix("zcluster: error: ")
 
 
+def test_stdout_that_takes_nothing(launch, command_line):
+    """A full disk under the output is neither a bug of ours nor a success."""
+    launch()
+    for words in (["ps"], ["counters", "--json"], ["logs"], ["config", "small_app:app"]):
+        with open("/dev/full", "wb") as full:
+            done = command_line(*words, code=1, stdout=full)
+        assert error_line(done) == "stdout cannot be written: No space left on device"
+
+
 def test_run_ps_counters_stop(launch, command_line):
     """The whole life of a cluster on the command line."""
     process = launch()

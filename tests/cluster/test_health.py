@@ -60,7 +60,7 @@ def refused(it, token):
     before = it.pids()
     with pytest.raises(BusError, match="is not taken, generation 1 goes on serving: ") as error:
         it.ask("reload", {"token": token})
-    assert it.pids() == before
+    until(lambda: it.pids() == before, "only those from before are left")  # a worker of the new code may still die
     return str(error.value)
 
 
@@ -99,7 +99,7 @@ def test_a_replacement_that_is_not_well(tmp_path):
         (tmp_path / "sick").touch()
         kill(victim["pid"])
         it.cluster.wait_log(r"could not start: the health check failed: .* '503 no database', not 200")
-        it.cluster.wait_log("degraded, and serving with the rest: slot 0 is empty after failed starts")
+        it.cluster.wait_log("degraded, and serving with the rest: slot 0 has no ready worker after failed starts")
         assert it.snapshot()["state"] == "degraded"
         assert it.about()["pid"] == other["pid"]
         (tmp_path / "sick").unlink()

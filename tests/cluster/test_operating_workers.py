@@ -55,11 +55,14 @@ def test_nonsense(capsys, arguments, text):
 
 
 def test_which_cluster_is_meant(tmp_path, monkeypatch, capsys):
-    """The one of the flag, of the variable, of the file: in this order. A wrong file is told and left out."""
+    """The one of the flag, of the variable, of the file: in this order. A wrong file is told and left out.
+
+    But what changes a cluster does not take another one than the file may have named.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def looked_for(*arguments):
-        assert main(["ps", *arguments]) == 4
+    def looked_for(*arguments, verb="ps", code=4):
+        assert main([verb, *arguments]) == code
         return capsys.readouterr().err
 
     file = tmp_path / "zcluster.toml"
@@ -76,3 +79,10 @@ def test_which_cluster_is_meant(tmp_path, monkeypatch, capsys):
     assert said[0].endswith("looking for the cluster without the configuration")
     assert said[1].startswith("zcluster: error: no cluster named 'varied' is running")
     assert said[1].endswith("`zcluster run APP` starts one")
+    assert "no cluster named 'varied' is running" in looked_for(verb="stop")
+    monkeypatch.delenv("ZCLUSTER_NAME")
+    monkeypatch.delenv("ZCLUSTER_RUN_DIR")
+    said = looked_for(verb="stop", code=2)
+    assert said.startswith("zcluster: error: zcluster.toml:1: ")
+    assert said.endswith("; say which cluster is meant with --name (`zcluster ps` names those that run)\n")
+    assert "no cluster named 'flagged' is running" in looked_for("--name", "flagged", verb="stop")

@@ -115,11 +115,15 @@ def test_term_in_a_replacement(moment):
         cluster.end(timeout_s=SOON_S)
 
 
-def test_term_to_every_process(tmp_path):
-    """As systemd and container runtimes send it: one clean stop, and the request in flight is answered."""
-    with Held(tmp_path) as (cluster, held):
+@pytest.mark.parametrize("whom", ["each process", "the process group"])
+def test_term_to_every_process(tmp_path, whom):
+    """As systemd and shells send it: each worker drains once, and the request in flight is answered."""
+    with Held(tmp_path, popen={"start_new_session": True}) as (cluster, held):
         socks = held.hold(1)
-        kill(*cluster.processes(), number=signal.SIGTERM)  # an idle worker may be gone before its turn comes
+        if whom == "each process":
+            kill(*cluster.processes(), number=signal.SIGTERM)  # an idle worker may be gone before its turn comes
+        else:
+            os.killpg(cluster.process.pid, signal.SIGTERM)  # its workers and its master have groups of their own
         held.go()
         log = cluster.ended(SOON_S)
         assert all_answered(socks)

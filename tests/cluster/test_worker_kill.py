@@ -1,13 +1,14 @@
 """Workers die, of every cause, idle and in the middle of their work: rows 1 and 4 of the fault matrix."""
 
 import http.client
+import os
 import random
 import re
 import threading
 import time
 
 import pytest
-from anatomy import PATIENCE_S, by_slot, gone, is_there, kill, ledger, ready, whole
+from anatomy import PATIENCE_S, by_slot, gone, is_there, kill, ledger, ready, see, whole
 from harness import answers_until, running, wait_for
 from load import Load
 
@@ -58,6 +59,38 @@ def test_idle_workers_are_replaced(cluster):
         cluster.wait_log(rf"Worker {before[slot]['pid']} died\. signal SIGKILL; replacing it in slot {slot} now")
     print(f"reaped after {[round(1000 * s, 1) for s in reaped]} ms")
     assert min(reaped) < 1.0, reaped  # by its pidfd: who waits for silence on the bus waits for 2 s and more
+
+
+def test_who_forks_has_one_thread(cluster):
+    """fork(2) copies the calling thread alone: launcher and zygote have no other, however often it is looked for.
+
+    Counted by the kernel, for CPython's own warning about it is lost where warnings are errors.
+    """
+    forkers = [cluster.process.pid, see(cluster).zygote]
+    counted = []
+    done = threading.Event()
+
+    def count():
+        while not done.wait(0.001):
+            counted.append([len(os.listdir(f"/proc/{pid}/task")) for pid in forkers])
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    try:
+        for slot in range(WORKERS):
+            replaced(cluster, kill_one(cluster, slot))
+    finally:
+        done.set()
+        counting.join()
+    assert len(counted) > 100
+    assert [each for each in counted if each != [1, 1]] == []
+
+
+def kill_one(cluster, slot):
+    """SIGKILL the worker of a slot; returns what `ps` said of it."""
+    victim = by_slot(whole(cluster, WORKERS))[slot]
+    kill(victim["pid"])
+    return victim
 
 
 def test_a_replacement_answers_soon(cluster):

@@ -57,6 +57,19 @@ def test_times_carry_their_unit():
         assert (option.type is float) == option.field.endswith("_s") == (option.metavar == "SECONDS"), option.field
 
 
+def test_timeout_alone_means_gunicorns_default():
+    """The flag needs no value; a word that follows it is taken for a number, and refused when it is none."""
+
+    def timeout_of(*words):
+        return RUN.make_context("run", list(words)).params["timeout_s"]
+
+    assert timeout_of("app:app") is None
+    assert timeout_of("app:app", "--timeout") == timeout_of("app:app", "-t", "--workers", "2") == 30
+    assert timeout_of("--timeout", "7.5", "app:app") == timeout_of("app:app", "-t7.5") == 7.5
+    with pytest.raises(click.BadParameter, match="'app:app' is not a number; put --timeout behind it, or write"):
+        timeout_of("--timeout", "app:app")
+
+
 def test_help_names_every_option():
     """`zcluster run --help` is complete."""
     with click.Context(RUN, info_name="zcluster run", **RUN.context_settings) as context:

@@ -231,8 +231,8 @@ class Acts(Base):
             worker.info(now), exitcode=code, signal=signal, reason=death.reason, exited_after_disconnect=orderly
         )
         self.out.append(f.Announce("exit", info, death.text))
-        self._blame_candidate(worker, death, now)
         what = self._consequence(worker, death, now)
+        self._blame_candidate(worker, death, now)  # after: whether its slot loops is known by now
         level = "info" if death.account is Account.LEFT else "warning"
         self.say(level, f"Worker {worker.pid} died. {death.text}; {what}")
 

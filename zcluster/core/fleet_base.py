@@ -231,7 +231,7 @@ class Base:
             if slot.looping:
                 lacks.append(f"workers of slot {index} crash soon after their start, again and again")
             elif slot.failures > 0 and index not in serving:
-                lacks.append(f"slot {index} is empty after failed starts")
+                lacks.append(f"slot {index} has no ready worker after failed starts")
         return lacks
 
     def note_lacks(self) -> None:
