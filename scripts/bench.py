@@ -84,7 +84,7 @@ def at_least_one(text: str) -> int:
 def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="sections:\n" + "\n".join(f"  {name:<10}{section.title}" for name, section in SECTIONS.items()),
+        epilog="sections:\n" + "\n".join(f"  {name:<13}{section.title}" for name, section in SECTIONS.items()),
     )  # fmt: skip
     parser.add_argument("--only", type=section_names, default=[*SECTIONS], metavar="NAME,...", help="default: all")
     parser.add_argument("--seconds", type=at_least_one, metavar="N", help="of each measurement (default: 4)")

@@ -45,9 +45,7 @@ PEER_ROWS = [
 ]
 README_ROWS = [
     ("hello", "1 header: CPU per request, us", "CPU per raw WSGI hello, us"),
-    ("hello", "12 headers: CPU per request, us", "the same with a browser's 12 headers"),
     ("werkzeug", "CPU per request, us", "CPU per Werkzeug hello, us"),
-    ("werkzeug", "latency p99.9, ms", "its latency p99.9 at full load, ms"),
     ("counter", "requests/s", "counter program, requests/s"),
     ("recovery", "start until the first answer, ms", "start until the first answer, ms"),
     ("recovery", "SIGKILL of the only worker until an answer, ms", "SIGKILL of the only worker until an answer, ms"),
