@@ -2,6 +2,7 @@
 
 import resource
 import time
+from functools import partial
 from pathlib import Path
 
 from bench_connections import GRANIAN_MANY, SPARE_FILES
@@ -102,7 +103,8 @@ def connections(bench: Bench) -> None:
             number = min(wanted, most - SPARE_FILES)
             stream = Stream(connections=number)
             seconds = min(bench.seconds, LONGEST_S) + CONNECT_S * (number > 1000)
-            for name, rounds in _all(bench, servers, seconds, stream).items():
+            subjects = {name: partial(with_connections, server, seconds, stream) for name, server in servers.items()}
+            for name, rounds in bench.in_turn(subjects, min(bench.rounds, MOST_ROUNDS)).items():
                 cpu.setdefault(name, {})[f"{number:,}"] = [cpu_s * 1e6 for cpu_s, _ in rounds]
                 rate.setdefault(name, {})[f"{number:,}"] = [got.rate for _, got in rounds]
                 p99.setdefault(name, {})[f"{number:,}"] = [got.p99_s * 1e3 for _, got in rounds]
@@ -111,26 +113,9 @@ def connections(bench: Bench) -> None:
             bench.report.row("connections", f"{name}: {what}", values)
 
 
-def _all(
-    bench: Bench, servers: dict[str, Server], seconds: float, stream: Stream
-) -> dict[str, list[tuple[float, Answers]]]:
-    """The rounds of each server, in turn; what fails twice in a round is told, and has no figure."""
-    results: dict[str, list[tuple[float, Answers]]] = {}
-    failed: set[str] = set()
-    for _ in range(min(bench.rounds, MOST_ROUNDS)):
-        for name, server in servers.items():
-            if name in failed:
-                continue
-            try:
-                try:
-                    found = cost(server, seconds, stream)
-                except BenchError:  # wrk that is starved spends all its time on opening 10,000 connections
-                    found = cost(server, 3 * seconds, stream)
-            except BenchError as error:
-                told = bench.report.fail if name == "zcluster" else bench.report.note
-                told(f"{stream.connections:,} connections: {str(error).strip().splitlines()[-1]}")
-                failed.add(name)
-                results.pop(name, None)
-            else:
-                results.setdefault(name, []).append(found)
-    return results
+def with_connections(server: Server, seconds: float, stream: Stream) -> tuple[float, Answers]:
+    """The cost of a request of so many clients."""
+    try:
+        return cost(server, seconds, stream)
+    except BenchError:  # wrk that is starved spends all its time on opening 10,000 connections
+        return cost(server, 3 * seconds, stream)

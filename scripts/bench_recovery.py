@@ -13,7 +13,6 @@ from functools import partial
 
 from bench_load import Stream, disturbed, load
 from bench_processes import BenchError, Program, Server, running, until
-from bench_report import in_turn
 from bench_servers import Bench, granian, gunicorn, nginx, node, uwsgi, waitress, zcluster
 
 FIRST = "start until the first answer, ms"
@@ -64,7 +63,7 @@ def first_answer(bench: Bench) -> None:
         with running(replace(program, workers=0, ready=None)) as server:
             return server.start_s * 1e3
 
-    times = in_turn({program.name: partial(once, program) for program in chosen if program}, bench.rounds)
+    times = bench.in_turn({program.name: partial(once, program) for program in chosen if program}, bench.rounds)
     bench.report.row("recovery", FIRST, times)
 
 
@@ -140,22 +139,18 @@ def _answer(client: socket.socket) -> int:
 
 def kills(bench: Bench) -> None:
     """The only worker of each server, in turn, after a time of health."""
-    times: dict[str, list[float]] = {}
-    lost_all: dict[str, list[float]] = {}
     with bench.all_running(programs(bench, 1)) as servers:
-        for _ in range(bench.rounds):
-            time.sleep(HEALTHY_S)
-            for name, server in list(servers.items()):
-                try:
-                    took_s, lost = kill(server)
-                except BenchError as error:
-                    bench.report.note(str(error))
-                    del servers[name]
-                else:
-                    times.setdefault(name, []).append(took_s * 1e3)
-                    lost_all.setdefault(name, []).append(lost)
-    bench.report.row("recovery", REPLACED, times)
-    bench.report.row("recovery", LOST, {name: [sum(values)] for name, values in lost_all.items()})
+        killed_at = dict.fromkeys(servers, time.monotonic())
+
+        def healthy(name: str) -> tuple[float, int]:
+            time.sleep(max(0.0, killed_at[name] + HEALTHY_S - time.monotonic()))
+            found = kill(servers[name])
+            killed_at[name] = time.monotonic()
+            return found
+
+        results = bench.in_turn({name: partial(healthy, name) for name in servers}, bench.rounds)
+    bench.report.row("recovery", REPLACED, {name: [s * 1e3 for s, _ in found] for name, found in results.items()})
+    bench.report.row("recovery", LOST, {name: [sum(lost for _, lost in found)] for name, found in results.items()})
 
 
 def reload(server: Server) -> float:
@@ -197,8 +192,7 @@ def all_reloads(bench: Bench) -> None:
                 for measure, values in reloads(bench, server).items():
                     rows[measure][program.name] = values
         except BenchError as error:
-            told = bench.report.fail if program.name == "zcluster" else bench.report.note
-            told(f"reload: {error}")
+            bench.told(program.name, error)
     for measure, figures in rows.items():
         bench.report.row("recovery", measure, figures)
     bench.report.note("Node's cluster has no reload: a program has to disconnect and fork its workers itself")
@@ -223,7 +217,7 @@ def _each(bench: Bench, chosen: Iterable[Program], weigh: Callable[[Program], fl
         try:
             found[program.name] = weigh(program)
         except BenchError as error:
-            bench.report.note(str(error))
+            bench.told(program.name, error)
     return found
 
 

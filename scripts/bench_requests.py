@@ -8,7 +8,7 @@ from pathlib import Path
 from bench_load import BROWSER, Answers, Stream, load
 from bench_machine import ROOT
 from bench_processes import BenchError, Program, Server, running
-from bench_report import in_turn, ratio
+from bench_report import ratio
 from bench_servers import Bench, granian, gunicorn, nginx, node, uwsgi, waitress, zcluster
 
 Figures = dict[str, list[float]]
@@ -32,10 +32,9 @@ def compare(
     bench: Bench, section: str, servers: Mapping[str, Server], stream: Stream, what: str
 ) -> tuple[Figures, Figures]:
     """Rows of CPU per request, requests per second, latency and, after it all, memory; in turn."""
-    for server in servers.values():
-        load(server, WARM_S, stream)
-    subjects = {name: partial(cost, server, bench.seconds, stream) for name, server in servers.items()}
-    results = in_turn(subjects, bench.rounds)
+    warm = bench.in_turn({name: partial(load, server, WARM_S, stream) for name, server in servers.items()}, 1)
+    subjects = {name: partial(cost, servers[name], bench.seconds, stream) for name in warm}
+    results = bench.in_turn(subjects, bench.rounds)
 
     def row(measure: str, of: Callable[[float, Answers], float]) -> Figures:
         figures = {name: [of(cpu_s, got) for cpu_s, got in rounds] for name, rounds in results.items()}
@@ -47,7 +46,7 @@ def compare(
     row(P50, lambda _, got: got.p50_s * 1e3)
     row(P99, lambda _, got: got.p99_s * 1e3)
     row(P999, lambda _, got: got.p999_s * 1e3)
-    memory = {name: [server.pss_bytes() / 2**20] for name, server in servers.items()}
+    memory = {name: [servers[name].pss_bytes() / 2**20] for name in results}
     bench.report.row(section, what + MEMORY, memory)
     return cpu, rates
 

@@ -4,16 +4,17 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench_machine import ROOT, VENV, Tools
 from bench_processes import BenchError, Program, Server, running
 from bench_report import Report
 
+T = TypeVar("T")
 PEERS = ROOT / "scripts" / "peers"
 ZCLUSTER = [sys.executable, "-m", "zcluster"]
 READY = re.compile(r"(?m)^zcluster: ready on http://127\.0\.0\.1:(\d+) ")
@@ -60,6 +61,22 @@ class Bench:
                         raise
                     self.report.note(str(error))
             yield servers
+
+    def told(self, name: str, error: BenchError) -> None:
+        """A peer that fails is noted; zcluster must not."""
+        (self.report.fail if name == "zcluster" else self.report.note)(str(error).strip())
+
+    def in_turn(self, subjects: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+        """A B C A B C ...; one that fails is told, and has no figures."""
+        results: dict[str, list[T]] = {name: [] for name in subjects}
+        for _ in range(rounds):
+            for name in list(results):
+                try:
+                    results[name].append(subjects[name]())
+                except BenchError as error:
+                    self.told(name, error)
+                    del results[name]
+        return results
 
 
 def zcluster(

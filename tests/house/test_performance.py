@@ -145,3 +145,20 @@ def test_samples_are_counted_by_their_innermost_line():
     }
     line = bench_lines.label("scripts/bench_lines.py:1 <module>")
     assert line.startswith('scripts/bench_lines.py:1 <module>: """Where the CPU of a request goes')
+
+
+def test_a_peer_that_fails_is_left_out():
+    """The others have all their rounds; of zcluster it is a failure, of a peer a note."""
+    from bench_machine import Tools
+    from bench_processes import BenchError
+    from bench_servers import Bench
+
+    report = figures()
+    bench = Bench(report, Tools(), 1, 2)
+
+    def fail() -> int:
+        raise BenchError("no answer\n")
+
+    assert bench.in_turn({"good": lambda: 1, "bad": fail, "zcluster": fail}, 3) == {"good": [1, 1, 1]}
+    assert [note.text for note in report.notes] == ["left out", "no answer"]
+    assert [note.text for note in report.failures] == ["no answer"]
