@@ -80,6 +80,8 @@ def goals(told: Report) -> str:
     text = f"{_count(told, 'met')} of {len(told.goals)} goals are met, {len(missed)} missed"
     unknown = _count(told, "not measured")
     text += f", {unknown} not measured.\n\n" if unknown else ".\n\n"
+    if any(taken.quick for taken in told.sections.values()):
+        text += "**Of a quick look (`--quick`), not of a measurement: noise can miss a goal, or meet it.**\n\n"
     text += bench_markdown.goals(told, told.sections)
     for goal in missed:
         value = "" if goal.value is None else f": {number([goal.value])}, not {number([goal.bound])}"

@@ -127,10 +127,12 @@ class Report:
     def with_others_of(self, old: "Report", order: Sequence[str]) -> "Report":
         """This run's sections, and those of an older one that it does not have, in this order."""
         both = {**old.sections, **self.sections}
-        told = Report(self.machine, {name: both[name] for name in order if name in both})
+        told = Report({**old.machine, **self.machine}, {name: both[name] for name in order if name in both})
         kept = old.sections.keys() - self.sections.keys()
-        told.rows = [*self.rows, *(row for row in old.rows if row.section in kept)]
-        told.goals = [*self.goals, *(goal for goal in old.goals if goal.section in kept)]
+        rows = [*self.rows, *(row for row in old.rows if row.section in kept)]
+        goals = [*self.goals, *(goal for goal in old.goals if goal.section in kept)]
+        told.rows = sorted(rows, key=lambda row: order.index(row.section))
+        told.goals = sorted(goals, key=lambda goal: order.index(goal.section))
         told.notes = [*self.notes, *(note for note in old.notes if note.section in kept)]
         told.failures = [*self.failures, *(note for note in old.failures if note.section in kept)]
         return told
@@ -141,8 +143,8 @@ def number(values: Sequence[float]) -> str:
     if not values:
         return "-"
     value = statistics.median(values)
-    if value == 0:
-        return "0"
+    if value == 0 or isinstance(value, int):
+        return f"{value:,.0f}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

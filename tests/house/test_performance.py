@@ -59,7 +59,7 @@ def test_sections_that_were_not_measured_stay(tmp_path):
     old.sections |= figures("idle").sections
     both = figures("hello", 1.5).with_others_of(old, ["idle", "hello", "log"])
     assert list(both.sections) == ["idle", "hello"]
-    assert [row.values["Node"] for row in both.rows if "start" in row.measure] == [[1.5], [3.0]]
+    assert [row.values["Node"] for row in both.rows if "start" in row.measure] == [[3.0], [1.5]]
     assert [goal.value for goal in both.goals] == [1.5]
 
 
