@@ -128,7 +128,7 @@ class Report:
         """This run's sections, and those of an older one that it does not have, in this order."""
         both = {**old.sections, **self.sections}
         told = Report({**old.machine, **self.machine}, {name: both[name] for name in order if name in both})
-        kept = old.sections.keys() - self.sections.keys()
+        kept = (old.sections.keys() - self.sections.keys()) & set(order)
         rows = [*self.rows, *(row for row in old.rows if row.section in kept)]
         goals = [*self.goals, *(goal for goal in old.goals if goal.section in kept)]
         told.rows = sorted(rows, key=lambda row: order.index(row.section))
