@@ -1,8 +1,6 @@
-"""Sections about the cluster itself: starting, replacing a killed worker, counting, and the bus."""
+"""Sections about the cluster itself: starting, counting, and the bus."""
 
 import http.client
-import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -11,18 +9,17 @@ import time
 import msgspec
 from bench_load import Stream, load
 from bench_machine import ROOT
-from bench_processes import BenchError, Server, running
+from bench_processes import BenchError, Program, Server, running
 from bench_report import ratio
 from bench_requests import compare
-from bench_servers import Bench, zcluster
+from bench_servers import Bench, node, zcluster
 
 from zcluster import Cluster
 from zcluster.core.messages import Snapshot
 
 EXAMPLES = ROOT / "examples"
-KILLS = 10
 CHANGES = 100
-REPLACED_LIMIT_S = 10.0  # it takes some milliseconds
+PROPAGATION = "an increment until another worker is told"
 IDLE_S = 0.06  # longer than the pause between two publications of totals
 
 INCR = """
@@ -51,32 +48,6 @@ def start(rounds: int) -> list[float]:
     return times
 
 
-def kill() -> list[float]:
-    """Seconds from SIGKILL of the only worker until its replacement has answered a request that waited meanwhile."""
-    times = []
-    with running(zcluster("bench_app:app", cwd=ROOT / "scripts", workers=1, log_level="critical")) as server:
-        pid = int(server.get("/"))
-        for _ in range(KILLS):
-            # A real cluster has a minute of health between crashes; here the restart policy must not take us for a
-            # crash loop, so the next kill comes only after the replacement has answered.
-            killed = time.monotonic()
-            os.kill(pid, signal.SIGKILL)
-            while (answer := _answer(server)) in (0, pid):
-                if time.monotonic() - killed > REPLACED_LIMIT_S:
-                    raise BenchError(f"worker {pid} was killed and not replaced in {REPLACED_LIMIT_S:g} s")
-            times.append(time.monotonic() - killed)
-            pid = answer
-    return times
-
-
-def _answer(server: Server) -> int:
-    """Who answers; 0 when the connection was accepted by a worker that died."""
-    try:
-        return int(server.get("/"))
-    except (OSError, http.client.HTTPException):
-        return 0
-
-
 def incr(lanes: int) -> float:
     """Nanoseconds of `Counter.incr()` in a worker with so many lanes in use."""
     done = subprocess.run([sys.executable, "-c", INCR.format(lanes=lanes)], capture_output=True, text=True, cwd=ROOT)
@@ -85,9 +56,9 @@ def incr(lanes: int) -> float:
     return float(done.stdout)
 
 
-def on_change() -> list[float]:
-    """Seconds from an increment in one idle worker until `on_change` runs in the other."""
-    with running(zcluster("bench_app:app", cwd=ROOT / "scripts")) as server:
+def on_change(program: Program) -> list[float]:
+    """Seconds from an increment in one idle worker until the other is told of the total."""
+    with running(program) as server:
         connections: dict[str, http.client.HTTPConnection] = {}
         for _ in range(1000):
             if len(connections) == 2:
@@ -126,19 +97,16 @@ def messages(server: Server, seconds: float) -> float:
 
 
 def cluster(bench: Bench) -> None:
-    """The cluster itself: starting, replacing, counting."""
+    """The cluster itself: starting, counting, and how soon a total is known elsewhere (beside Node)."""
     row = bench.report.row
 
-    def times(what: str, values: list[float]) -> None:
-        ordered = [value * 1e3 for value in sorted(values)]
-        row("cluster", f"{what}, median, ms", {"zcluster": [statistics.median(ordered)]})
-        row("cluster", f"{what}, p95, ms", {"zcluster": [ordered[int(len(ordered) * 0.95)]]})
-
-    times("cold start, 2 workers", start(bench.rounds))
-    times("SIGKILL -> replacement answers", kill())
+    row("cluster", "cold start until all 2 workers serve, ms", {"zcluster": [s * 1e3 for s in start(bench.rounds)]})
     for lanes in (4, 64):
         row("cluster", f"incr() with {lanes} lanes, ns", {"zcluster": [incr(lanes)]})
-    times("incr -> on_change elsewhere", on_change())
+    programs = [zcluster("bench_app:app", cwd=ROOT / "scripts"), node(bench.tools, "propagate.js")]
+    told = {program.name: sorted(s * 1e3 for s in on_change(program)) for program in filter(None, programs)}
+    row("cluster", f"{PROPAGATION}, median, ms", {name: [statistics.median(ms)] for name, ms in told.items()})
+    row("cluster", f"{PROPAGATION}, p95, ms", {name: [ms[int(len(ms) * 0.95)]] for name, ms in told.items()})
 
 
 def examples(bench: Bench) -> None:

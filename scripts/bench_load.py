@@ -4,8 +4,9 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,26 @@ def _start(wrk: str, server: Server, seconds: float, stream: Stream) -> "subproc
     )  # fmt: skip
 
 
+def disturbed(server: Server, limit_s: float, stream: Stream, disturb: Callable[[], object]) -> tuple[int, int]:
+    """Load until `disturb()` is over, for so long at most: the requests that were answered, and those that failed.
+
+    wrk counts as failed: connections refused or cut before the answer was there, time-outs, a status of 400 or more.
+    """
+    with background(server, limit_s, stream) as process:
+        disturb()
+        process.send_signal(signal.SIGINT)  # wrk then prints what it has
+        found = _found(process.communicate(timeout=OVERTIME_S)[0].decode())
+    if "requests" not in found:
+        raise BenchError(f"{server.name}: wrk did not say what it got")
+    return int(found["requests"]), int(found["failed"])
+
+
+def _found(output: str) -> dict[str, str]:
+    return dict(re.findall(r"(\w+)=(-?\d+)", output.rpartition("bench ")[2]))
+
+
 def _read(server: Server, output: str) -> Answers:
-    found = dict(re.findall(r"(\w+)=(-?\d+)", output.rpartition("bench ")[2]))
+    found = _found(output)
     if "requests" not in found or found["failed"] != "0":
         raise BenchError(f"{server.name}, port {server.port}, under load:\n{output}")
     if found["requests"] == "0":  # nobody was answered in time: a figure, if not a good one

@@ -19,7 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv-bench"
 DEBIAN = {"wrk": "wrk", "nginx": "nginx-light", "node": "nodejs"}
-PYPI = ("granian", "gunicorn")
+PYPI = {
+    "granian": "granian",
+    "gunicorn": "gunicorn",
+    "uwsgi": "uwsgi",
+    "waitress": "waitress-serve",
+    "py-spy": "py-spy",
+}
 INSTALL_LIMIT_S = 600.0
 SEARCH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"  # where Debian puts nginx
 
@@ -72,32 +78,36 @@ def _apt_get(packages: list[str]) -> str:
 
 
 def _from_pypi(tools: Tools, names: list[str], install: bool) -> None:
-    wrong = "not installed, and --no-install was given"
-    if names and install:
-        wrong = _pip_install()
+    wrong = _make_venv() if names and install else ""
     for name in names:
-        path = VENV / "bin" / name
+        path = VENV / "bin" / PYPI[name]
+        why = wrong or "not installed, and --no-install was given"
+        if not path.exists() and install and not wrong:  # one by one: uWSGI needs a C compiler, and may fail alone
+            why = _pip_install(name) or "the package does not contain it"
         if path.exists():
             tools.paths[name] = str(path)
         else:
-            tools.problems.append(f"no {name} (pip install {name}, into .venv-bench): {wrong}")
+            tools.problems.append(f"no {name} (pip install {name}, into .venv-bench): {why}")
 
 
-def _pip_install() -> str:
-    """Fill .venv-bench, unless it was filled for the same wishes; say what was wrong."""
-    wishes = [*PYPI, f"werkzeug=={importlib.metadata.version('werkzeug')}"]  # the same Werkzeug for all
-    stamp, mark = VENV / "installed-for", f"{platform.python_version()} {' '.join(wishes)}\n"
+def _make_venv() -> str:
+    """Make .venv-bench with the same Werkzeug as ours, unless there is one; say what was wrong."""
+    wish = f"werkzeug=={importlib.metadata.version('werkzeug')}"
+    stamp, mark = VENV / "installed-for", f"{platform.python_version()} {wish}\n"
     if stamp.exists() and stamp.read_text() == mark:
         return ""
-    print(f"== pip install {' '.join(wishes)} (in .venv-bench)", flush=True)
     wrong = _run([sys.executable, "-m", "venv", "--clear", str(VENV)])
     if not wrong:
         (VENV / ".gitignore").write_text("*\n")
-        python = str(VENV / "bin" / "python")
-        wrong = _run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wishes])
+        wrong = _pip_install(wish)
     if not wrong:
         stamp.write_text(mark)
     return wrong
+
+
+def _pip_install(wish: str) -> str:
+    print(f"== pip install {wish} (in .venv-bench)", flush=True)
+    return _run([str(VENV / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", wish])
 
 
 def _run(words: list[str], environ: dict[str, str] | None = None) -> str:
@@ -119,18 +129,27 @@ def describe(tools: Tools) -> dict[str, str]:
     loop_ns = min(timeit.repeat("pass", number=1_000_000, repeat=3)) * 1e3
     told = {
         "cores": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}, {model[1] if model else platform.machine()}",
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB",
         "kernel": f"Linux {platform.release()}",
         "load before": " ".join(Path("/proc/loadavg").read_text().split()[:3]),
         "Python": f"{platform.python_version()}, timeit of 'pass' {loop_ns:.1f} ns",
         "zcluster": importlib.metadata.version("zcluster"),
     }
     ask = {"wrk": "-v", "nginx": "-v", "node": "--version", "granian": "--version", "gunicorn": "--version"}
+    ask |= {"uwsgi": "--version", "py-spy": "--version"}
     for name, flag in ask.items():
         if name in tools:
-            done = subprocess.run([tools[name], flag], capture_output=True, text=True, timeout=30)
-            found = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
-            told[name] = found[0] if found else "?"
+            told[name] = _version([tools[name], flag])
+    if "waitress" in tools:  # it does not say
+        ask_it = "import importlib.metadata; print(importlib.metadata.version('waitress'))"
+        told["waitress"] = _version([str(VENV / "bin" / "python"), "-c", ask_it])
     return told
+
+
+def _version(words: list[str]) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    found = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
+    return found[0] if found else "?"
 
 
 def raise_file_limit() -> int:

@@ -40,15 +40,36 @@ class Goal:
         return "met" if (self.value <= self.bound if self.at_most else self.value >= self.bound) else "MISSED"
 
 
+@dataclass(frozen=True)
+class Taken:
+    """How the figures of a section were taken."""
+
+    title: str
+    date: str
+    rounds: int
+    seconds: float
+    quick: bool
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that was left out or went wrong in a section."""
+
+    section: str
+    text: str
+
+
 @dataclass
 class Report:
     """All figures of a run, and what there is to say about them."""
 
     machine: Mapping[str, str]
+    sections: dict[str, Taken] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    failures: list[Note] = field(default_factory=list)
+    current: str = ""  # the section that is being measured
 
     def row(self, section: str, measure: str, values: Mapping[str, Sequence[float]]) -> None:
         self.rows.append(Row(section, measure, dict(values)))
@@ -58,12 +79,12 @@ class Report:
 
     def note(self, text: str) -> None:
         """Something that was left out or went wrong: printed at once and kept."""
-        self.notes.append(text)
+        self.notes.append(Note(self.current, text))
         print(f"  note: {text}", flush=True)
 
     def fail(self, text: str) -> None:
         """Figures that could not be had, through a fault of zcluster or of this program."""
-        self.failures.append(text)
+        self.failures.append(Note(self.current, text))
         print(f"  FAILED: {text}", flush=True)
 
     def table(self, section: str) -> str:
@@ -73,10 +94,11 @@ class Report:
         if not names:
             return "  no figures"
         widths = {name: max(11, len(name) + 2) for name in names}
-        lines = [" " * 46 + "".join(f"{name:>{widths[name]}}" for name in names)]
+        left = max(46, *(len(row.measure) + 2 for row in rows))
+        lines = [" " * left + "".join(f"{name:>{widths[name]}}" for name in names)]
         for row in rows:
             cells = (f"{number(row.values.get(name, ())):>{widths[name]}}" for name in names)
-            lines.append(f"  {row.measure:<44}{''.join(cells)}")
+            lines.append(f"  {row.measure:<{left - 2}}{''.join(cells)}")
         for goal in (goal for goal in self.goals if goal.section == section):
             sign = "<=" if goal.at_most else ">="
             value = "-" if goal.value is None else number([goal.value])
@@ -87,9 +109,33 @@ class Report:
         """Everything, rounds included, as JSON."""
         goals = [{**asdict(goal), "value": finite(goal.value), "verdict": goal.verdict} for goal in self.goals]
         rows = [{**asdict(row), "values": {k: [*map(finite, v)] for k, v in row.values.items()}} for row in self.rows]
-        told = {"notes": self.notes, "failures": self.failures}
-        whole = {"machine": self.machine, "rows": rows, "goals": goals, **told}
+        told = {"notes": [*map(asdict, self.notes)], "failures": [*map(asdict, self.failures)]}
+        sections = {name: asdict(taken) for name, taken in self.sections.items()}
+        whole = {"machine": self.machine, "sections": sections, "rows": rows, "goals": goals, **told}
         path.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Report":
+        """What `write` wrote; ValueError, KeyError or TypeError when it is something else."""
+        whole = json.loads(path.read_text())
+        rows = [Row(**{**row, "values": _with_infinity(row["values"])}) for row in whole["rows"]]
+        goals = [Goal(**{key: value for key, value in goal.items() if key != "verdict"}) for goal in whole["goals"]]
+        sections = {name: Taken(**taken) for name, taken in whole["sections"].items()}
+        notes, failures = ([Note(**note) for note in whole[name]] for name in ("notes", "failures"))
+        return cls(whole["machine"], sections, rows, goals, notes, failures)
+
+    def with_others_of(self, old: "Report", order: Sequence[str]) -> "Report":
+        """This run's sections, and those of an older one that it does not have, in this order."""
+        both = {**old.sections, **self.sections}
+        told = Report({**old.machine, **self.machine}, {name: both[name] for name in order if name in both})
+        kept = (old.sections.keys() - self.sections.keys()) & set(order)
+        rows = [*self.rows, *(row for row in old.rows if row.section in kept)]
+        goals = [*self.goals, *(goal for goal in old.goals if goal.section in kept)]
+        told.rows = sorted(rows, key=lambda row: order.index(row.section))
+        told.goals = sorted(goals, key=lambda goal: order.index(goal.section))
+        told.notes = [*self.notes, *(note for note in old.notes if note.section in kept)]
+        told.failures = [*self.failures, *(note for note in old.failures if note.section in kept)]
+        return told
 
 
 def number(values: Sequence[float]) -> str:
@@ -97,7 +143,13 @@ def number(values: Sequence[float]) -> str:
     if not values:
         return "-"
     value = statistics.median(values)
+    if value == 0 or isinstance(value, int):
+        return f"{value:,.0f}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _with_infinity(values: Mapping[str, Sequence[float | None]]) -> dict[str, list[float]]:
+    return {name: [math.inf if value is None else value for value in rounds] for name, rounds in values.items()}
 
 
 def finite(value: float | None) -> float | None:

@@ -1,42 +1,53 @@
 """Sections about the cost of a request: hello world, the counter, Werkzeug, the access log."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench_load import BROWSER, Stream, load
+from bench_load import BROWSER, Answers, Stream, load
 from bench_machine import ROOT
 from bench_processes import BenchError, Program, Server, running
-from bench_report import in_turn, ratio
-from bench_servers import Bench, granian, gunicorn, nginx, node, zcluster
+from bench_report import ratio
+from bench_servers import Bench, granian, gunicorn, nginx, node, uwsgi, waitress, zcluster
 
 Figures = dict[str, list[float]]
+CPU, RATE = "CPU per request, us", "requests/s"
+P50, P99, P999 = "latency p50, ms", "latency p99, ms", "latency p99.9, ms"
+MEMORY = "memory (PSS) of all processes, MiB"
 WARM_S = 2.0  # caches, JIT and thread pools are full well before
 TRIAL_S = 2.0  # to choose among a peer's settings; differences that matter are larger than its noise
 
 
-def cost(server: Server, seconds: float, stream: Stream) -> tuple[float, float]:
-    """CPU seconds per request of all the server's processes, and requests per second."""
+def cost(server: Server, seconds: float, stream: Stream) -> tuple[float, Answers]:
+    """CPU seconds per request of all the server's processes, and what the clients got."""
     before = server.cpu_s()
     (answers,) = load(server, seconds, stream)
     if not answers.requests:
         raise BenchError(f"{server.name} answered nobody in {seconds:g} s")
-    return (server.cpu_s() - before) / answers.requests, answers.rate
+    return (server.cpu_s() - before) / answers.requests, answers
 
 
 def compare(
     bench: Bench, section: str, servers: Mapping[str, Server], stream: Stream, what: str
 ) -> tuple[Figures, Figures]:
-    """Rows of CPU per request and of requests per second, in turn."""
-    for server in servers.values():
-        load(server, WARM_S, stream)
-    subjects = {name: partial(cost, server, bench.seconds, stream) for name, server in servers.items()}
-    results = in_turn(subjects, bench.rounds)
-    cpu = {name: [one * 1e6 for one, _ in rounds] for name, rounds in results.items()}
-    rates = {name: [rate for _, rate in rounds] for name, rounds in results.items()}
-    bench.report.row(section, f"{what}CPU per request, us", cpu)
-    bench.report.row(section, f"{what}requests/s", rates)
+    """Rows of CPU per request, requests per second, latency and, after it all, memory; in turn."""
+    warm = bench.in_turn({name: partial(load, server, WARM_S, stream) for name, server in servers.items()}, 1)
+    subjects = {name: partial(cost, servers[name], bench.seconds, stream) for name in warm}
+    results = bench.in_turn(subjects, bench.rounds)
+
+    def row(measure: str, of: Callable[[float, Answers], float]) -> Figures:
+        figures = {name: [of(cpu_s, got) for cpu_s, got in rounds] for name, rounds in results.items()}
+        bench.report.row(section, what + measure, figures)
+        return figures
+
+    cpu = row(CPU, lambda cpu_s, _: cpu_s * 1e6)
+    rates = row(RATE, lambda _, got: got.rate)
+    row(P50, lambda _, got: got.p50_s * 1e3)
+    row(P99, lambda _, got: got.p99_s * 1e3)
+    row(P999, lambda _, got: got.p999_s * 1e3)
+    memory = {name: [servers[name].pss_bytes() / 2**20] for name in results}
+    bench.report.row(section, what + MEMORY, memory)
     return cpu, rates
 
 
@@ -77,7 +88,7 @@ def best(bench: Bench, programs: Sequence[Program | None]) -> Program | None:
 
 
 def werkzeug(bench: Bench) -> None:
-    """Hello world with Werkzeug's Request and Response, 2 workers, 64 connections; peers at their best settings."""
+    """Hello world with Werkzeug, 2 workers (waitress: one process), 64 connections; peers at their best settings."""
     app = "apps:hello"
     granians = [
         granian(bench.tools, app, "--runtime-mode=st", "--blocking-threads=1"),
@@ -87,7 +98,9 @@ def werkzeug(bench: Bench) -> None:
         granian(bench.tools, app, "--runtime-mode=mt", "--blocking-threads=1", "--runtime-threads=2"),
     ]
     gunicorns = [gunicorn(bench.tools, app, f"--threads={threads}") for threads in (2, 4, 8)]
-    programs = [zcluster(app), best(bench, granians), best(bench, gunicorns)]
+    uwsgis = [uwsgi(bench.tools, app, f"--threads={threads}") for threads in (1, 2, 4)]
+    waitresses = [waitress(bench.tools, app, f"--threads={threads}") for threads in (2, 4, 8)]
+    programs = [zcluster(app), *(best(bench, peers) for peers in (granians, gunicorns, uwsgis, waitresses))]
     with bench.all_running(programs) as servers:
         cpu, _ = compare(bench, "werkzeug", servers, Stream(), "")
     bench.report.goal("werkzeug", "CPU, zcluster / granian", ratio(cpu, "zcluster", "granian"), 0.8)

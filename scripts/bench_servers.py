@@ -4,16 +4,17 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bench_machine import ROOT, Tools
+from bench_machine import ROOT, VENV, Tools
 from bench_processes import BenchError, Program, Server, running
 from bench_report import Report
 
+T = TypeVar("T")
 PEERS = ROOT / "scripts" / "peers"
 ZCLUSTER = [sys.executable, "-m", "zcluster"]
 READY = re.compile(r"(?m)^zcluster: ready on http://127\.0\.0\.1:(\d+) ")
@@ -27,9 +28,15 @@ http {
     access_log off; keepalive_requests 1000000000; keepalive_timeout 600s; default_type text/plain;
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-    server { listen 127.0.0.1:{port} backlog=4096; location / { return 200 "Hello, world!\\n"; } }
+    server { listen 127.0.0.1:{port} backlog=4096; location / { return 200 "{body}\\n"; } }
 }
 """
+
+
+# waitress logs a warning for nearly every request that finds all threads busy, and has no option against it.
+QUIET_WAITRESS = """import logging, sys, waitress.runner
+logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+sys.exit(waitress.runner.run())"""
 
 
 @dataclass
@@ -55,15 +62,37 @@ class Bench:
                     self.report.note(str(error))
             yield servers
 
+    def told(self, name: str, error: BenchError) -> None:
+        """A peer that fails is noted; zcluster must not."""
+        (self.report.fail if name == "zcluster" else self.report.note)(str(error).strip())
+
+    def in_turn(self, subjects: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+        """A B C A B C ...; one that fails is told, and has no figures."""
+        results: dict[str, list[T]] = {name: [] for name in subjects}
+        for _ in range(rounds):
+            for name in list(results):
+                try:
+                    results[name].append(subjects[name]())
+                except BenchError as error:
+                    self.told(name, error)
+                    del results[name]
+        return results
+
 
 def zcluster(
-    app: str, *options: str, cwd: Path = PEERS, name: str = "zcluster", workers: int = 2, log_level: str = "error"
+    app: str,
+    *options: str,
+    cwd: Path = PEERS,
+    name: str = "zcluster",
+    workers: int = 2,
+    log_level: str = "error",
+    port: str = "0",
 ) -> Program:
     """`zcluster run` with its default settings, in a run directory of its own."""
     words = [
         "run",
         app,
-        "--bind=127.0.0.1:0",
+        f"--bind=127.0.0.1:{port}",
         f"--workers={workers}",
         "--run-dir={folder}",
         f"--log-level={log_level}",
@@ -81,12 +110,13 @@ def ps(server: Server) -> dict[str, Any]:
     return state
 
 
-def nginx(tools: Tools, workers: int = 2) -> Program | None:
+def nginx(tools: Tools, workers: int = 2, body: str = "Hello, world!") -> Program | None:
     """`return 200`: the least an HTTP server of this shape can cost."""
     if "nginx" not in tools:
         return None
     words = [tools["nginx"], "-p", "{folder}", "-c", "{folder}/nginx.conf"]
-    return Program("nginx", words, PEERS, files={"nginx.conf": NGINX.replace("{workers}", str(workers))})
+    text = NGINX.replace("{workers}", str(workers)).replace("{body}", body)
+    return Program("nginx", words, PEERS, files={"nginx.conf": text}, workers=workers)
 
 
 def node(tools: Tools, script: str, workers: int = 2) -> Program | None:
@@ -103,7 +133,7 @@ def granian(tools: Tools, app: str, *options: str, workers: int = 2) -> Program 
         return None
     words = [tools["granian"], app, "--interface=wsgi", "--http=1", "--no-ws", "--host=127.0.0.1", "--port={port}"]
     words += [f"--workers={workers}", "--log-level=error", *options]
-    return Program("granian", words, PEERS, workers=workers, setting=" ".join(options))
+    return Program("granian", words, PEERS, workers=workers, setting=shown(options))
 
 
 def gunicorn(tools: Tools, app: str, *options: str, workers: int = 2) -> Program | None:
@@ -112,4 +142,33 @@ def gunicorn(tools: Tools, app: str, *options: str, workers: int = 2) -> Program
         return None
     words = [tools["gunicorn"], app, "-k", "gthread", f"--workers={workers}", "--bind=127.0.0.1:{port}"]
     words += ["--log-level=error", *options]
-    return Program("gunicorn", words, PEERS, workers=workers, setting=" ".join(options))
+    return Program("gunicorn", words, PEERS, workers=workers, setting=shown(options))
+
+
+def uwsgi(tools: Tools, app: str, *options: str, workers: int = 2) -> Program | None:
+    """uWSGI behind its own HTTP router: without it a keep-alive connection keeps a thread, and 64 do not fit."""
+    if "uwsgi" not in tools:
+        return None
+    words = [
+        tools["uwsgi"],
+        f"--module={app}",
+        f"--virtualenv={VENV}",
+        "--http=127.0.0.1:{port}",
+        "--http-keepalive=60",
+    ]
+    words += ["--master", f"--processes={workers}", "--die-on-term", "--need-app", "--disable-logging"]
+    # Its socket towards the workers is an abstract one of its own choice; the router is one more process.
+    return Program("uWSGI", [*words, *options], PEERS, workers=workers + 1, setting=shown(options))
+
+
+def waitress(tools: Tools, app: str, *options: str) -> Program | None:
+    """waitress: one process with threads, whatever the others have."""
+    if "waitress" not in tools:
+        return None
+    words = [str(VENV / "bin" / "python"), "-c", QUIET_WAITRESS, "--listen=127.0.0.1:{port}", *options, app]
+    return Program("waitress", words, PEERS, workers=0, setting=shown(options))
+
+
+def shown(options: Iterable[str]) -> str:
+    """Options as they stand in a note."""
+    return " ".join(option.lstrip("-") for option in options)

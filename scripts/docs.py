@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/*.md from the code, or (--check) say which of them are not current.
+"""Write the generated parts of docs/*.md and README.md from the code, or (--check) say which of them are not current.
 
 A generated part stands between two comments, `<!-- scripts/docs: NAME -->` and `<!-- scripts/docs: end -->`;
 everything around it is written by hand. Exit code 1 when --check finds a difference.
@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
+import bench_page
 import click
 import conformance
 import nemesis_faults
@@ -267,6 +268,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "states": states_part,
     "faults": faults_part,
     **conformance.PARTS,
+    **bench_page.PARTS,
 }
 
 
@@ -282,7 +284,7 @@ def main() -> int:
     check = parser.parse_args().check
     used: set[str] = set()
     stale = []
-    for path in sorted((ROOT / "docs").glob("*.md")):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         before = path.read_text(encoding="utf-8")
         used.update(found[1] for found in PART.finditer(before))
         after = current(before)
@@ -298,7 +300,7 @@ def main() -> int:
             path.write_text(after, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
     for name in sorted(PARTS.keys() - used):
-        print(f"part {name!r} stands on no page of docs/")
+        print(f"part {name!r} stands on no page")
     if check and stale:
         print("run scripts/docs to make these pages current")
     return 1 if (check and stale) or PARTS.keys() - used else 0

@@ -78,7 +78,8 @@ def strike(run: Run, faults: list[Fault]) -> None:
             victims.update(fault.act(run.world, run.rng))
     except BrokenPromise as error:
         run.broken.append(f"{done.name}: {error}")
-    except ClusterError as error:  # an order that could not be carried out, because of what was done beside it
+    # An order that could not be carried out, or a process that was gone, because of what was done beside it.
+    except (ClusterError, ProcessLookupError, FileNotFoundError) as error:
         if len(faults) == 1:
             run.broken.append(f"{done.name}: {error}")
     since = time.monotonic() if any(fault.lasts for fault in faults) else done.begun

@@ -1,5 +1,6 @@
 """The WSGI programs that every Python server of the benchmark runs: the same code for all of them."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,13 @@ def raw(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[byt
     """The least a WSGI application can do."""
     start_response("200 OK", HEADERS)
     return [BODY]
+
+
+def pid(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Who answers."""
+    body = f"{os.getpid()}\n".encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
 
 
 @Request.application

@@ -59,6 +59,10 @@ def test_help_names_every_section(tmp_path):
         "cluster",
         "messages",
         "where",
+        "recovery",
+        "growth",
+        "connections",
+        "lines",
     }
 
 

@@ -64,6 +64,7 @@ def test_every_page_is_found():
         "DECISIONS",
         "OPERATIONS",
         "RELIABILITY",
+        "PERFORMANCE",
     }
     assert wanted <= {page.stem for page in PAGES}
     assert len([page for page in PAGES if page.stem == "README"]) == 7

@@ -101,6 +101,52 @@ def test_two_engines_on_one_socket():
         assert rig.client().request(GET).body == b"one"  # leaving the queue took nothing from the other
 
 
+class Notes:
+    """A crowd in which nobody has fewer connections; it notes each that is taken."""
+
+    def __init__(self, order):
+        self.order, self.last = order, 0
+
+    def settle(self, connections):
+        if connections > self.last:
+            self.order.append("taken")
+        self.last = connections
+
+    def fuller(self):
+        return False
+
+    def open(self, accepting):
+        pass
+
+
+def test_a_long_round_takes_several():
+    """Who waits at the door of a busy worker does not wait for a round of all its connections for each before him."""
+    order, gate = [], threading.Event()
+
+    def app(environ, start_response):
+        order.append(environ["PATH_INFO"])
+        if environ["PATH_INFO"] == "/gate":
+            gate.wait(20)
+        return plain()(environ, start_response)
+
+    with serve(app, crowd=Notes(order)) as rig:
+        kept = [rig.client() for _ in range(64)]
+        for client in kept:
+            client.request(GET)
+        closed = rig.client().send(GET.replace(b"/", b"/gate", 1))
+        until(lambda: "/gate" in order, "the loop is held")
+        new = [rig.client() for _ in range(8)]
+        order.clear()
+        for client in kept:
+            client.send(GET)
+        for client in new:
+            client.send(GET.replace(b"/", b"/new", 1))
+        gate.set()
+        assert [client.receive().status for client in (closed, *kept, *new)] == [200] * 73
+    assert sorted(order) == ["/"] * 64 + ["/new"] * 8 + ["taken"] * 8
+    assert order[: order.index("/new")].count("taken") >= 4  # one round of 65 events, and none of theirs before
+
+
 def test_tick():
     """The loop ticks while idle and under load, about five times a second."""
     ticks = []

@@ -157,7 +157,8 @@ def test_half_a_line_waits_for_its_end(site):
     kill(service)
     site.serve()
     os.write(go_w, b".")
-    until(lambda: site.texts() == ["first", "begin end"], "the other line")
+    until(lambda: site.texts()[1:] and site.texts()[-1] == "begin end", "the other line")
+    assert set(site.texts()[:-1]) == {"first"}  # written again when its service was killed before it had taken it
     os.write(go_w, b".")
     assert reap(worker) == 0
     os.close(go_r)

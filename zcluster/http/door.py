@@ -25,6 +25,10 @@ from .exchange import base_environ
 from .shared import Shared
 from .tls import wrap
 
+# One connection for so many events of a round: a round is rarely longer than 32 when nobody waits for long, and who
+# takes one at a time then is spared the accept that finds nobody.
+ROUND_EACH: Final = 16
+TAKEN_MAX: Final = 8  # of a round of 128, the most there are: the share of those who wait to be served at all
 ADDRESSES: Final = 256  # local ones remembered; a host may own a whole IPv6 prefix
 # accept() fails for want of something that an operator can give
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE})
@@ -115,14 +119,21 @@ class Door:
         self.due = time.monotonic() + pause_s
 
     # ---- accepting -------------------------------------------------------------------------------------------------
-    def knock(self, fd: int) -> bool:
-        """Somebody waits at this listener: take one, then look at the counts again. False: they were left."""
+    def knock(self, fd: int, ready: int) -> bool:
+        """Somebody waits at this listener: take one, then look at the counts again. False: they were left.
+
+        `ready`: how many events the round has. In a long one those who wait would be served last of all: more of
+        them are taken, for as long as the counts allow.
+        """
         crowd = self._shared.crowd
         if crowd is not None and crowd.fuller():
             self._deferring = True
             self._leave_for(self._shared.limits.defer_s)
-        else:
-            self._accept(fd)
+            return self._watching
+        taken = 0
+        while self._accept(fd) and (taken := taken + 1) < min(ready // ROUND_EACH, TAKEN_MAX):
+            if crowd is not None and crowd.fuller():
+                break
         return self._watching
 
     def look_again(self) -> None:

@@ -161,7 +161,7 @@ class Engine:
             for fd, _ in events:
                 connection = find(fd)
                 if connection is None:
-                    self._other_event(fd)
+                    self._other_event(fd, len(events))
                     continue
                 try:
                     connection.ready()
@@ -182,13 +182,13 @@ class Engine:
             self._next_look = now + TICK_S
             self._look_around(now)
 
-    def _other_event(self, fd: int) -> None:
+    def _other_event(self, fd: int, ready: int) -> None:
         if fd == self._shared.wake_fd:
             os.eventfd_read(fd)
             if self._shared.draining:
                 self._obey()
             self._stale = True
-        elif not self._door.knock(fd):
+        elif not self._door.knock(fd, ready):
             self._stale = True
 
     def _guarded(self, connection: Connection, step: Callable[[], None]) -> None:
