@@ -179,9 +179,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("module", nargs="*", help="of zcluster/core, such as ledger (default: all)")
     parser.add_argument("--jobs", type=int, default=2, help="mutants that are run at once (default: 2)")
-    parser.add_argument(
-        "--again", action="store_true", help="only what the last run did not kill, with the tests of now"
-    )
+    parser.add_argument("--again", action="store_true", help="what the last run did not kill, with the tests of now")
     parser.add_argument("--searches", action="store_true", help="also the tests that play whole clusters: hours")
     parser.add_argument("--report", action="store_true", help="run nothing, print the table of the last run")
     given = parser.parse_args()
