@@ -133,7 +133,7 @@ def commands_part() -> str:
             is_option = isinstance(parameter, click.Option)
             words.append(f"[{parameter.opts[0]}{value}]" if is_option else value.strip())
         notes = [f"`{p.opts[0]}`: {p.help}" for p in parameters if isinstance(p, click.Option)]
-        rows.append([f"`{' '.join(words)}`", "<br>".join([(command.help or "").strip(), *notes])])
+        rows.append([f"`{' '.join(words)}`", "<br>".join([inspect.cleandoc(command.help or ""), *notes])])
     return table(["Command", "What it does"], rows)
 
 
