@@ -19,6 +19,7 @@ ZCLUSTER = [sys.executable, "-m", "zcluster"]
 START_S = 60.0
 ORDER_S = 60.0
 LOOK_S = 0.01
+KILL_S = 1.0  # a process that has been killed ends in milliseconds, unless a disk or a debugger holds it
 ROLES = {"master": "zc-master", "zygote": "zc-zygote", "checkpoint writer": "zc-checkpoint"}  # as ps(1) shows them
 # Scaled: a hang is found out in seconds. Not less: on a busy machine a healthy process may not run for a second.
 HANG_S = 4.0
@@ -195,13 +196,20 @@ class World:
 
 
 def kill(*pids: int, number: int = signal.SIGKILL) -> None:
-    """Send a signal to each that is still there."""
+    """Send a signal to each that is still there.
+
+    Whom SIGKILL was sent to is gone on return, or holds out for KILL_S: a fault beside this one does not mistake it
+    for the one that has taken its place.
+    """
     assert all(pid > 0 for pid in pids), "0 and -1 would be everybody"
     for pid in pids:
         try:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
+    deadline = time.monotonic() + KILL_S
+    while number == signal.SIGKILL and not all(map(gone, pids)) and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def gone(pid: int) -> bool:
