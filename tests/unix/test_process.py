@@ -30,7 +30,9 @@ def test_stat_tells_what_the_kernel_knows():
     pid = start(body)
     gate.wait()
     found = until(lambda: (seen := process.stat(pid)) and seen.state == "S" and seen)
-    assert found == process.Stat(pid, "S", os.getpid(), os.getpgrp(), process.start_time(pid), threads=1)
+    expected = process.Stat(pid, "S", os.getpid(), os.getpgrp(), process.start_time(pid), 1, found.cpu_ticks)
+    assert found == expected
+    assert found.cpu_ticks < 100  # it has done next to nothing, which may have been in the middle of a tick
     ticks = os.sysconf("SC_CLK_TCK")
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - found.start / ticks
     assert -2 / ticks <= age_s < 20
